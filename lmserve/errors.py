@@ -1,0 +1,131 @@
+"""Every error lmserve raises on purpose, as a tree of situations.
+
+    LmserveError
+    ├── RequestError            400  the caller's mistake; says which field and what to do
+    │   ├── InvalidField        400  a field has a wrong type, range or combination
+    │   ├── PromptTooLong       400  the prompt does not fit the context
+    │   ├── BodyTooLarge        413  the body is over the limit
+    │   ├── NotFound            404  no such route, or wrong method (405)
+    │   └── ModelNotFound       404  the model named is not served here
+    ├── Overloaded              429  a limit is reached; `retry_after_s` says when to come back
+    ├── EngineUnavailable       503  the engine is loading, stuck, restarting or gone
+    ├── EngineError             500  the engine failed this request, and only this one
+    │   └── EngineDied          500  the engine process died while the request ran
+    └── SetupError                   the command cannot start; one line, exit code 1
+        ├── ModelError               a model is missing, damaged or not supported
+        └── SettingsError            a setting or flag is unknown or has a wrong value
+
+`status`, `type` and `code` are the wire form (OpenAI's vocabulary); one middleware writes it.
+`assert` is for bugs only.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LmserveError(Exception):
+    """Base of everything lmserve raises on purpose."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class RequestError(LmserveError):
+    """The caller's mistake."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class InvalidField(RequestError):
+    """A field has a wrong type, a value out of range, or contradicts another."""
+
+    code = "invalid_value"
+
+
+class PromptTooLong(RequestError):
+    """The prompt leaves no room for an answer in the context."""
+
+    code = "context_length_exceeded"
+
+
+class BodyTooLarge(RequestError):
+    """The request body is larger than the server reads."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class NotFound(RequestError):
+    """No route has this path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The route exists, but not for this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class ModelNotFound(RequestError):
+    """The model named is not served here."""
+
+    status = 404
+    type = "not_found_error"
+    code = "model_not_found"
+
+
+class Overloaded(LmserveError):
+    """A limit is reached; the same request may pass later."""
+
+    status = 429
+    type = "overloaded_error"
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailable(LmserveError):
+    """The engine is loading, stuck, restarting or stopped; nothing was run."""
+
+    status = 503
+    type = "server_error"
+    code = "engine_unavailable"
+    retry_after_s = 1
+
+
+class EngineError(LmserveError):
+    """The engine failed this request, and only this one."""
+
+    status = 500
+    code = "engine_error"
+
+
+class EngineDied(EngineError):
+    """The engine process died while this request ran in it."""
+
+    code = "engine_died"
+
+
+class SetupError(LmserveError):
+    """The command cannot start: the message is one line with the remedy; exit code 1."""
+
+
+class ModelError(SetupError):
+    """A model is missing, damaged or not supported."""
+
+
+class SettingsError(SetupError):
+    """A setting, environment variable or flag is unknown or has a wrong value."""

@@ -1,0 +1,151 @@
+"""The whole vocabulary of the bridge between server and engine.
+
+A frame is a msgpack list of messages, length-prefixed (`lmserve.bridge.channel`). The server
+sends at most one frame a turn of its loop, the engine one a step. Token ids travel as
+little-endian int32 bytes. Nothing here is ever pickled.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from lmserve.sampling import SamplingParams
+
+
+def pack_ids(ids: Iterable[int]) -> bytes:
+    """Token ids as little-endian int32 bytes."""
+    packed = array("i", ids)
+    if sys.byteorder == "big":  # pragma: no cover
+        packed.byteswap()
+    return packed.tobytes()
+
+
+def unpack_ids(data: bytes) -> list[int]:
+    """The inverse of `pack_ids`."""
+    packed = array("i")
+    packed.frombytes(data)
+    if sys.byteorder == "big":  # pragma: no cover
+        packed.byteswap()
+    return packed.tolist()
+
+
+# --- server to engine ---------------------------------------------------------------------
+
+
+class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
+    """Run this prompt. `rid` is unique for the life of the server process."""
+
+    rid: int
+    token_ids: bytes
+    sampling: SamplingParams
+    priority: int = 0  # lower runs first
+
+
+class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
+    """Forget these requests, whatever their state; unknown ids are ignored. Not answered."""
+
+    rids: list[int]
+
+
+class Control(msgspec.Struct, tag="control", array_like=True, frozen=True):
+    """Anything rare: `ping`, `stats`, `check` (pool integrity), `clear_cache`, `shutdown`."""
+
+    id: int
+    verb: str
+    args: dict[str, Any] = {}
+
+
+ToEngine = Submit | Abort | Control
+
+# --- engine to server ---------------------------------------------------------------------
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What only the engine knows, sent once when it is ready. Settings stay frozen."""
+
+    model_path: str
+    architecture: str
+    num_parameters: int
+    vocab_size: int  # token ids accepted: 0 … vocab_size - 1
+    max_model_len: int  # prompt and answer together, in tokens
+    block_size: int  # tokens in a KV block
+    num_blocks: int
+    kv_cache_bytes: int
+    max_batch_size: int
+    dtype: str
+    device: str
+    attention: str
+    weights: str  # for example "q4_1 (int4) + float32"
+    deterministic: bool
+    pid: int
+    # text assets, read by the server, which holds no torch
+    tokenizer_file: str  # a tokenizers `tokenizer.json`
+    chat_template: str | None
+    bos_token: str | None
+    eos_token: str | None
+    eos_token_ids: tuple[int, ...]
+    add_bos: bool = False  # plain text prompts get a BOS that the tokenizer does not add
+    generation_defaults: dict[str, float] = {}  # temperature, top_p, … from the model
+
+
+class Loading(msgspec.Struct, tag="loading", array_like=True, frozen=True):
+    stage: str  # shown by /health and the start-up lines
+
+
+class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):
+    info: EngineInfo
+
+
+class LoadFailed(msgspec.Struct, tag="load_failed", array_like=True, frozen=True):
+    """The engine cannot start; `message` is the one line for the user. It exits after."""
+
+    message: str
+
+
+class SequenceOutput(msgspec.Struct, array_like=True):
+    """What one step gave one request. After one with `finish` set, none follows."""
+
+    rid: int
+    token_ids: bytes  # new tokens, int32; the end token is included
+    num_cached_tokens: int = 0  # of the prompt, from the prefix tree
+    finish: str | None = None  # a FinishReason
+    stop_token_id: int | None = None  # the end or stop token that finished it
+    error: str | None = None  # with finish == "error"
+
+
+class EngineStats(msgspec.Struct, array_like=True):
+    """Gauges, and counters since the engine started. Blocks obey
+    free + cached + pinned + held = total."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    blocks_cached: int = 0
+    blocks_pinned: int = 0
+    blocks_held: int = 0
+    steps: int = 0
+    step_tokens: int = 0  # tokens run in this step
+    step_s: float = 0.0  # how long this step took
+    preemptions: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up
+    prefix_hits: int = 0  # prompt tokens found
+
+
+class StepOutput(msgspec.Struct, tag="step", array_like=True):
+    outputs: list[SequenceOutput]
+    stats: EngineStats
+
+
+class ControlReply(msgspec.Struct, tag="reply", array_like=True, frozen=True):
+    id: int
+    value: Any = None
+    error: str | None = None
+
+
+ToServer = Loading | Ready | LoadFailed | StepOutput | ControlReply

@@ -1,0 +1,39 @@
+"""How the next token is chosen. Frozen; crosses the bridge as it is."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
+    """Sampling settings of one request, already validated by the service.
+
+    Ranges (the validator in `lmserve.service.limits` owns them): temperature 0–2 (0 is
+    greedy), top_p (0, 1], top_k 0 or -1 for off, min_p [0, 1], repetition_penalty (0, 2],
+    presence and frequency penalty [-2, 2].
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and output, as transformers and vLLM do
+    presence_penalty: float = 0.0  # over output only, as OpenAI documents it
+    frequency_penalty: float = 0.0  # over output only
+    seed: int = 0  # the service draws one where the client gave none
+    max_tokens: int = 16  # always set: the service clamps it to what fits
+    min_tokens: int = 0  # no end or stop token is chosen before this many
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )

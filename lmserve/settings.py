@@ -1,0 +1,112 @@
+"""One frozen tree of settings: defaults < file < environment < command line.
+
+Every field carries its documentation; `lmserve config show` prints each value with its
+origin, and a test holds docs/configuration.md to this file. Loading is in
+`lmserve.cli.config`; nothing else reads files or the environment for settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    pattern: str | None = None,
+    form: str = "text",
+) -> Any:
+    """A dataclass field that carries its documentation and what it accepts.
+
+    Numbers: `least` and `most` are allowed themselves, `above` is not. Text: `pattern` is a
+    regular expression for all of it, `form` the same in words. `lmserve.cli.fields` checks them.
+    """
+    limits = {"least": least, "most": most, "above": above, "pattern": pattern, "form": form}
+    return field(default=default, metadata={"doc": doc, **limits})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    server_name: str = setting(
+        "127.0.0.1", "address to listen on", pattern=r"\S+", form="a name or address"
+    )
+    server_port: int = setting(23333, "port to listen on; 0 picks a free one", least=0, most=65535)
+    model_name: str | None = setting(None, "name clients use; default: the model's own")
+    max_body_bytes: int = setting(8 * 2**20, "largest request body read", least=1024)
+    max_queued_requests: int = setting(1024, "requests waiting or running before 429", least=1)
+    max_queued_tokens: int = setting(4 * 2**20, "their prompt tokens before 429", least=1)
+    write_timeout_s: float = setting(
+        30.0, "a client that reads nothing this long is dropped", above=0
+    )
+    drain_timeout_s: float = setting(
+        10.0, "at shutdown, running answers get this long to finish", least=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    model: str | None = setting(
+        None, "a directory, a .gguf file or a hub id; default: the embedded SmolLM2-135M-Instruct"
+    )
+    engine: Literal["child", "thread", "mock"] = setting(
+        "child", "where the engine runs: a child process, a thread, or a mock without a model"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", "type of weights and activations; auto: the fastest the device has"
+    )
+    device: str = setting(
+        "auto",
+        "cpu, cuda, cuda:N; auto: cuda where there is one",
+        pattern=r"auto|cpu|cuda(:\d+)?",
+        form="auto, cpu, cuda or cuda:N",
+    )
+    session_len: int | None = setting(
+        None,
+        "longest context in tokens, prompt and answer together; default: the model's",
+        least=2,
+    )
+    max_batch_size: int = setting(64, "sequences run together in a step", least=1)
+    max_step_tokens: int = setting(
+        512, "tokens run in a step: decodes first, then prefill chunks", least=1
+    )
+    cache_max_entry_count: float | None = setting(
+        None,
+        "KV cache as a share (0-1) of the memory free after loading; default on cpu: the lesser "
+        "of 512 MiB and a quarter of what is available; on cuda: 0.8",
+        above=0,
+        most=1,
+    )
+    block_size: int = setting(16, "tokens in a KV block", least=1)
+    attention: Literal["auto", "cpu", "sdpa"] = setting("auto", "attention backend")
+    deterministic: bool = setting(
+        False, "one product per weight for all row counts: answers do not depend on the batch"
+    )
+    threads: int | None = setting(
+        None, "CPU threads of the engine; default: the cores available", least=1
+    )
+    prefix_cache: bool = setting(True, "reuse the KV of shared prompt beginnings")
+    cache_dir: str | None = setting(
+        None, "downloaded models and converted tokenizers; default: the user's cache"
+    )
+    stuck_after_s: float = setting(5.0, "the engine is called stuck when silent this long", above=0)
+    restart: bool = setting(True, "start the engine again when it dies")
+    mock_tokens_s: float = setting(
+        0.0, "mock: steps per second and stream; 0 is full speed", least=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level logged")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    server: ServerSettings = field(default_factory=ServerSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    log: LogSettings = field(default_factory=LogSettings)
