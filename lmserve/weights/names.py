@@ -1,0 +1,177 @@
+"""GGUF's names for tensors and settings, and Hugging Face's for the same things."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from lmserve.errors import ModelError
+from lmserve.weights.gguf_file import ArrayRef, GGUFFile
+
+ARCHITECTURES = {  # general.architecture: what config.json would say
+    "llama": ("LlamaForCausalLM", "llama"),
+    "qwen2": ("Qwen2ForCausalLM", "qwen2"),
+    "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+}
+#: architectures whose converter reorders Q and K rows from half-split to interleaved rope
+PERMUTED = frozenset({"llama"})
+
+TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+#: read through the config, or derived by every implementation
+IGNORED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")
+LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+def hf_name(name: str) -> str | None:
+    """Hugging Face's name of a GGUF tensor; None where we know none."""
+    stem, _, kind = name.rpartition(".")
+    if stem in TOP and kind in ("weight", "bias"):
+        return f"{TOP[stem]}.{kind}"
+    match = LAYER_NAME.fullmatch(name)
+    if match is None or match[2] not in LAYER:
+        return None
+    return f"model.layers.{match[1]}.{LAYER[match[2]]}.{match[3]}"
+
+
+def hf_config(file: GGUFFile) -> dict[str, Any]:
+    """The `config.json` this GGUF would have."""
+    return _Reader(file).config()
+
+
+class _Reader:
+    """Reads one file's settings, each checked for its type."""
+
+    def __init__(self, file: GGUFFile):
+        self.file = file
+        self.arch = str(file.metadata.get("general.architecture"))
+        if self.arch not in ARCHITECTURES:
+            raise ModelError(
+                f"{file.path} has the architecture {self.arch!r}, which lmserve does not read "
+                f"from GGUF; it reads {', '.join(ARCHITECTURES)}: give a directory of safetensors"
+            )
+
+    def number(self, key: str, default: float | None = None) -> Any:
+        full = f"{self.arch}.{key}"
+        value = self.file.metadata.get(full, default)
+        if isinstance(value, ArrayRef):
+            raise ModelError(
+                f"{self.file.path}: {full} differs from layer to layer, which is not supported"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.file.damaged(f"{full} is missing or not a number")
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.number(key, default)
+        if not isinstance(value, int) or value <= 0:
+            raise self.file.damaged(f"{self.arch}.{key} is {value!r}, not a positive integer")
+        return value
+
+    def config(self) -> dict[str, Any]:
+        architecture, model_type = ARCHITECTURES[self.arch]
+        tensors = self.file.tensors
+        heads, hidden = self.count("attention.head_count"), self.count("embedding_length")
+        if "token_embd.weight" not in tensors:
+            raise self.file.damaged("tensor token_embd.weight is missing")
+        if self.count("block_count") > len(tensors):
+            raise self.file.damaged(f"{self.arch}.block_count exceeds its number of tensors")
+        if self.file.metadata.get(f"{self.arch}.expert_count"):
+            raise ModelError(f"{self.file.path} is a mixture of experts, which is not supported")
+        config = {
+            "architectures": [architecture],
+            "model_type": model_type,
+            "hidden_size": hidden,
+            "num_hidden_layers": self.count("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": self.count("attention.head_count_kv", heads),
+            "head_dim": self.count("attention.key_length", hidden // heads),
+            "intermediate_size": self.count("feed_forward_length"),
+            "hidden_act": "silu",
+            "rms_norm_eps": float(self.number("attention.layer_norm_rms_epsilon")),
+            "rope_theta": float(self.number("rope.freq_base", 10000.0)),
+            "vocab_size": tensors["token_embd.weight"].shape[0],
+            "max_position_embeddings": self.count("context_length"),
+            "tie_word_embeddings": "output.weight" not in tensors,
+            "attention_bias": "blk.0.attn_q.bias" in tensors,
+            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "bos_token_id": self.file.metadata.get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": self.file.metadata.get("tokenizer.ggml.eos_token_id"),
+        }
+        window = self.file.metadata.get(f"{self.arch}.attention.sliding_window")
+        if window:
+            config["sliding_window"] = window
+        self._check_heads(config)
+        config["rope_scaling"] = self._rope_scaling()
+        return config
+
+    def _check_heads(self, config: dict[str, Any]) -> None:
+        head_dim = config["head_dim"]
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if self.count(key, head_dim) != head_dim:
+                raise ModelError(
+                    f"{self.file.path}: {self.arch}.{key} differs from the head size {head_dim}, "
+                    "which is not supported"
+                )
+        if config["num_attention_heads"] % config["num_key_value_heads"] or head_dim % 2:
+            raise self.file.damaged("its attention heads do not divide evenly")
+
+    def _rope_scaling(self) -> dict[str, Any] | None:
+        kind = self.file.metadata.get(f"{self.arch}.rope.scaling.type", "none")
+        factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 1.0))
+        if kind == "yarn":
+            return {
+                "rope_type": "yarn",
+                "factor": float(factor),
+                "original_max_position_embeddings": self.count(
+                    "rope.scaling.original_context_length"
+                ),
+            }
+        if kind not in ("none", "linear"):
+            raise ModelError(f"{self.file.path}: rope scaling {kind!r} is not supported")
+        if factor == 1.0:
+            return None
+        return {"rope_type": "linear", "factor": float(factor)}
+
+
+def expected_shapes(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor that must be there, under Hugging Face's names."""
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    q = config["num_attention_heads"] * config["head_dim"]
+    kv = config["num_key_value_heads"] * config["head_dim"]
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (q, hidden),
+        "self_attn.k_proj.weight": (kv, hidden),
+        "self_attn.v_proj.weight": (kv, hidden),
+        "self_attn.o_proj.weight": (hidden, q),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    if config["attention_bias"]:
+        layer |= {f"self_attn.{n}_proj.bias": (s,) for n, s in (("q", q), ("k", kv), ("v", kv))}
+    if arch == "qwen3":
+        layer |= {f"self_attn.{n}_norm.weight": (config["head_dim"],) for n in ("q", "k")}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    for index in range(config["num_hidden_layers"]):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    return shapes
