@@ -1,0 +1,47 @@
+"""What a client may see of one answer: detokenised, cut at the first stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmserve.text.detokenizer import Detokenizer
+from lmserve.text.stops import StopMatcher
+
+
+class OutputText:
+    """Text of one answer as its tokens come."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = (), min_tokens: int = 0):
+        self._detokenizer = detokenizer
+        self._matcher = StopMatcher(stops) if stops else None
+        self._min_tokens = min_tokens
+        self.num_tokens = 0  # pushed, up to and with the one that completed a stop string
+        self.stop: str | None = None  # the stop string met
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text to show for these tokens. Once `stop` is set, further tokens are not used."""
+        if self._matcher is None:
+            self.num_tokens += len(token_ids)
+            return self._detokenizer.push(token_ids)
+        parts: list[str] = []
+        for token_id in token_ids:
+            if self.stop is not None:
+                break
+            self.num_tokens += 1
+            parts.append(self._match(self._detokenizer.push((token_id,)), self._matcher))
+        return "".join(parts)
+
+    def _match(self, text: str, matcher: StopMatcher) -> str:
+        if self.num_tokens <= self._min_tokens:
+            return text  # a stop string does not begin in these either
+        shown, self.stop = matcher.push(text)
+        return shown
+
+    def end(self, num_hidden: int = 0) -> str:
+        """The stream is over: what was held. `num_hidden` tokens more were made, not shown."""
+        self.num_tokens += num_hidden
+        rest = self._detokenizer.flush()
+        if self._matcher is None or self.stop is not None:
+            return "" if self.stop is not None else rest
+        shown, self.stop = self._matcher.push(rest)
+        return shown if self.stop is not None else shown + self._matcher.flush()

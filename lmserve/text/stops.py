@@ -1,0 +1,87 @@
+"""Stop strings on text, with bounded hold-back.
+
+The match that is complete first wins; of two that end together, the longer one. That is a
+property of the text alone, so the result never depends on how the stream was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """One stream of text. Text is held only while it may be the beginning of a stop string,
+    so never more than the longest stop string less one character."""
+
+    def __init__(self, stops: Sequence[str]):
+        assert all(stops)
+        self._automata = [_Automaton(stop) for stop in stops]
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, str | None]:
+        """The text to show, and the stop string matched if one was. After a match the stream
+        is over: nothing may be pushed or flushed."""
+        first: tuple[int, int, str] | None = None  # end in `text`, start (negative: held), stop
+        for automaton in self._automata:
+            end = automaton.feed(text)
+            if end >= 0:
+                found = (end, end - len(automaton.stop), automaton.stop)
+                first = found if first is None else min(first, found)
+        whole = self._held + text
+        if first is not None:
+            _, start, stop = first
+            shown, self._held = whole[: len(self._held) + start], ""
+            return shown, stop
+        num_shown = len(whole) - max((automaton.matched for automaton in self._automata), default=0)
+        self._held = whole[num_shown:]
+        return whole[:num_shown], None
+
+    def flush(self) -> str:
+        """At the end of the stream: what was held after all."""
+        held, self._held = self._held, ""
+        return held
+
+
+class _Automaton:
+    """Knuth, Morris and Pratt: one pass over the text however hostile the stop string."""
+
+    __slots__ = ("_failure", "matched", "stop")
+
+    def __init__(self, stop: str):
+        self.stop = stop
+        self.matched = 0  # characters of `stop` that the text so far ends with
+        self._failure = _failure_table(stop)
+
+    def feed(self, text: str) -> int:
+        """The index in `text` just after the first match, or -1."""
+        stop, failure, matched = self.stop, self._failure, self.matched
+        index, length = 0, len(text)
+        while index < length:
+            if matched == 0:
+                index = text.find(stop[0], index)
+                if index < 0:
+                    break
+            char = text[index]
+            while matched and stop[matched] != char:
+                matched = failure[matched - 1]
+            if stop[matched] == char:
+                matched += 1
+            index += 1
+            if matched == len(stop):
+                self.matched = 0
+                return index
+        self.matched = matched
+        return -1
+
+
+def _failure_table(stop: str) -> list[int]:
+    """For each beginning of `stop`, the length of its longest proper suffix that is one too."""
+    table = [0] * len(stop)
+    matched = 0
+    for index in range(1, len(stop)):
+        while matched and stop[index] != stop[matched]:
+            matched = table[matched - 1]
+        if stop[index] == stop[matched]:
+            matched += 1
+        table[index] = matched
+    return table

@@ -1,0 +1,178 @@
+"""Chat templates, rendered in a sandbox with transformers' conventions.
+
+The template comes from the model, its input from strangers: no attribute of a Python object is
+in reach, and the output is bounded. What a template raises is the caller's mistake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.environment import Template
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lmserve.errors import InvalidField, RequestError
+from lmserve.text.chat import normalise_messages
+
+MAX_RENDERED_CHARS = 32 * 2**20
+
+RESERVED_NAMES = frozenset(
+    "messages add_generation_prompt continue_final_message bos_token eos_token tools documents "
+    "raise_exception strftime_now namespace range dict lipsum cycler joiner tokenize "
+    "chat_template conversation return_dict return_tensors self loop caller".split()
+)
+
+
+class ChatTemplate:
+    """One model's template, compiled once. Rendering is a plain call, safe in any thread."""
+
+    def __init__(
+        self,
+        source: str | None,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        max_chars: int = MAX_RENDERED_CHARS,
+    ):
+        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        self._max_chars = max_chars
+        self._compiled: Template | None = None
+        self._reads_parts = False  # the template itself walks over lists of content parts
+        self._knows_developer = "developer" in (source or "")
+        self._fault = "this model has no chat template"
+        if source is not None:
+            self._compile(source)
+
+    def _compile(self, source: str) -> None:
+        environment = _environment()
+        try:
+            self._compiled = environment.from_string(source)
+            self._reads_parts = _reads_parts(environment.parse(source))
+        except TemplateSyntaxError as error:
+            self._fault = (
+                f"this model's chat template is damaged (line {error.lineno}: {error.message})"
+            )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt, with the beginning of the answer. Raises RequestError."""
+        if self._compiled is None:
+            raise RequestError(
+                f"{self._fault}: use /v1/completions with a prompt, or serve the model with a "
+                "chat template beside it",
+                param="messages",
+            )
+        for name in kwargs or ():
+            if name in RESERVED_NAMES or name.startswith("_"):
+                raise InvalidField(
+                    f"chat_template_kwargs.{name} is a name of the server's own: leave it out",
+                    param=f"chat_template_kwargs.{name}",
+                )
+        values: dict[str, Any] = {
+            **(kwargs or {}),
+            **self._tokens,
+            "messages": normalise_messages(
+                messages, join_parts=not self._reads_parts, developer=self._knows_developer
+            ),
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        return self._render(self._compiled, values)
+
+    def _render(self, template: Template, values: dict[str, Any]) -> str:
+        parts: list[str] = []
+        num_chars = 0
+        try:
+            for part in template.generate(values):
+                num_chars += len(part)
+                if num_chars > self._max_chars:
+                    break
+                parts.append(part)
+        except TemplateError as error:  # raise_exception's too: the message is the template's
+            raise RequestError(
+                f"the chat template refused the messages: {error.message}", param="messages"
+            ) from error
+        except Exception as error:  # a template is a program: it may fail in any way
+            raise RequestError(
+                "the chat template failed on these messages "
+                f"({type(error).__name__}: {str(error)[:200]}): check their fields",
+                param="messages",
+            ) from error
+        if num_chars > self._max_chars:
+            raise RequestError(
+                f"the rendered chat is longer than {self._max_chars} characters: send less",
+                param="messages",
+            )
+        return "".join(parts)
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks the answers for training: its body alone."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike Jinja's own, does not escape for HTML."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _reads_parts(tree: nodes.Template) -> bool:
+    """Whether the template loops over some message's content."""
+    return any(_is_content(loop.iter) for loop in tree.find_all(nodes.For))
+
+
+def _is_content(node: nodes.Node) -> bool:
+    if isinstance(node, nodes.Filter) and node.node is not None:
+        return _is_content(node.node)
+    if isinstance(node, nodes.Getattr):
+        return node.attr == "content"
+    if isinstance(node, nodes.Getitem):
+        return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+    return isinstance(node, nodes.Name) and node.name == "content"

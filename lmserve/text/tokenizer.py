@@ -1,0 +1,90 @@
+"""A `tokenizer.json` and what the server needs of it: ids from text, text from ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers import decoders
+
+from lmserve.errors import ModelError, RequestError
+from lmserve.text.detokenizer import ByteDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer
+
+
+class Tokenizer:
+    """Thread-safe for `encode` and `decode`; `encode` releases the GIL while it works."""
+
+    def __init__(
+        self,
+        inner: HfTokenizer,
+        *,
+        bos_token: str | None = None,
+        eos_token_ids: Sequence[int] = (),
+        add_bos: bool = False,
+    ):
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
+        self.bos_token_id: int | None = inner.token_to_id(bos_token) if bos_token else None
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.special_ids = frozenset(
+            id for id, token in inner.get_added_tokens_decoder().items() if token.special
+        )
+        self._add_bos = add_bos
+        # Byte-level vocabularies (most of today's) spell each token's bytes: no library call a
+        # token is needed to detokenise them. The key is skip_special.
+        self._bytes: dict[bool, TokenBytes] | None = None
+        if isinstance(inner.decoder, decoders.ByteLevel):
+            self._bytes = {
+                True: TokenBytes(inner.id_to_token, self.special_ids),
+                False: TokenBytes(inner.id_to_token, frozenset()),
+            }
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        bos_token: str | None = None,
+        eos_token_ids: Sequence[int] = (),
+        add_bos: bool = False,
+    ) -> Tokenizer:
+        try:
+            inner = HfTokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(
+                f"the tokenizer file {path} cannot be read ({error}): fetch the model again, or "
+                "empty the cache so that it is converted again"
+            ) from error
+        return cls(inner, bos_token=bos_token, eos_token_ids=eos_token_ids, add_bos=add_bos)
+
+    def encode(self, text: str, *, add_special: bool) -> list[int]:
+        """Ids of the text. `add_special` adds what the model expects around a plain text; a
+        rendered chat template has it already."""
+        try:
+            # unlike `encode`, the batch call lets other threads run meanwhile
+            ids = self._inner.encode_batch_fast([text], add_special_tokens=add_special)[0].ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise RequestError(
+                "the text holds half of a surrogate pair, which is not valid Unicode: send it "
+                "as UTF-8"
+            ) from error
+        bos = self.bos_token_id
+        if add_special and self._add_bos and bos is not None and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
+        return self._inner.decode(token_ids, skip_special_tokens=skip_special)
+
+    def detokenizer(self, *, skip_special: bool, context: Sequence[int] = ()) -> Detokenizer:
+        """An incremental decoder. `context` are the tokens before the first one, whose text is
+        not repeated; without it, the text begins as a text of its own does."""
+        if self._bytes is not None:
+            return ByteDetokenizer(self._bytes[skip_special])
+        skip = self.special_ids if skip_special else frozenset[int]()
+        return WindowDetokenizer(
+            lambda ids: self._inner.decode(ids, skip_special_tokens=skip_special), skip, context
+        )
