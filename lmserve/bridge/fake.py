@@ -1,0 +1,272 @@
+"""An engine without a model, on the server's own loop.
+
+In tests it plays scripts and can be made to hang or die:
+
+    fake = FakeEngine()
+    fake.will_say("Hel", "lo")      # the next request: one step a piece, then its end token
+    fake.will_fail("out of luck")   # the one after it
+
+Without a script, and as `--engine mock`, it says words until max_tokens: one step a turn of the
+loop for all requests, as the real engine would, so that the front end alone can be measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from lmserve.bridge import assets
+from lmserve.bridge.handle import EngineHandle, Health, State
+from lmserve.bridge.mailbox import Mailbox
+from lmserve.errors import EngineError, EngineUnavailable
+from lmserve.messages import EngineInfo, EngineStats, SequenceOutput, Submit, pack_ids
+from lmserve.sampling import SamplingParams
+from lmserve.settings import EngineSettings
+
+Piece = str | list[int]  # what one step says: text, or token ids
+Script = Iterator[SequenceOutput]
+
+# A mock step says the same word to everybody; mailboxes only read it.
+_WORD_IDS = tuple(range(assets.FIRST_WORD_ID, assets.VOCAB_SIZE))
+_WORD_OUTPUTS = tuple(SequenceOutput(0, pack_ids([id])) for id in _WORD_IDS)
+
+
+class FakeEngine(EngineHandle):
+    def __init__(self, settings: EngineSettings | None = None, *, record: bool = True):
+        settings = settings or EngineSettings(engine="mock")
+        self.info: EngineInfo | None = None
+        self.stats = EngineStats()
+        self.submits: list[Submit] = []  # with `record`, all that were asked for
+        self.aborts: list[int] = []  # rids
+        self._record = record
+        self._interval_s = 1 / settings.mock_tokens_s if settings.mock_tokens_s else 0.0
+        self._session_len = settings.session_len or 8192
+        self._max_batch_size = settings.max_batch_size
+        self._state: State = "loading"
+        self._state_changed = asyncio.Event()
+        self._rids = itertools.count(1)
+        self._scripts: deque[list[SequenceOutput] | None] = deque()  # for requests to come
+        self._mailboxes: dict[int, Mailbox] = {}  # open ones
+        self._playing: dict[int, Script] = {}  # those of them that have more to say
+        self._next_step: asyncio.Handle | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    # --- what the next request without a script of its own will see ---
+
+    def will_say(self, *pieces: Piece, finish: Literal["stop", "length"] = "stop") -> FakeEngine:
+        """One step a piece; `stop` ends with the end token, in the last piece's step."""
+        steps = _steps(pieces) or [SequenceOutput(0, b"")]
+        if finish == "stop":
+            steps[-1].token_ids += pack_ids([assets.EOS_ID])
+            steps[-1].stop_token_id = assets.EOS_ID
+        steps[-1].finish = finish
+        self._scripts.append(steps)
+        return self
+
+    def will_fail(self, message: str, *pieces: Piece) -> FakeEngine:
+        """Says the pieces, then fails, and fails alone."""
+        failure = SequenceOutput(0, b"", finish="error", error=message)
+        self._scripts.append([*_steps(pieces), failure])
+        return self
+
+    def will_hang(self, *pieces: Piece) -> FakeEngine:
+        """Says the pieces, then nothing more until aborted."""
+        self._scripts.append(_steps(pieces))
+        return self
+
+    # --- what happens to the whole engine ---
+
+    def hang(self) -> None:
+        """No step is made, and health is `stuck`, until `resume`."""
+        self._set_state("stuck")
+        self._unschedule()
+
+    def resume(self) -> None:
+        """Ends `hang`; after `die`, the engine is ready again."""
+        self.info = self._make_info()
+        self._set_state("ready")
+        self._schedule()
+
+    def die(self) -> None:
+        """Every open request fails with `died`; the engine restarts until `resume`."""
+        self.info = None
+        self._set_state("restarting")
+        for mailbox in self._take_all():
+            mailbox.end("error", "the engine process died while this request ran", died=True)
+
+    # --- the handle ---
+
+    async def start(self) -> None:
+        # not in a user's cache: a mock leaves nothing behind
+        self._folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="lmserve-mock-")
+        await asyncio.to_thread(assets.write_assets, Path(self._folder.name))
+        self.info = self._make_info()
+        self._set_state("ready")
+
+    async def wait_ready(self) -> EngineInfo:
+        while self._state != "ready":
+            if self._state == "closed":
+                raise EngineUnavailable("the engine is closed")
+            await self.changed()
+        assert self.info is not None
+        return self.info
+
+    def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
+        if self._state != "ready":
+            raise EngineUnavailable(f"the engine is not ready ({self._state})")
+        rid = next(self._rids)
+        if self._record:
+            self.submits.append(Submit(rid, pack_ids(token_ids), sampling, priority))
+        script = self._scripts.popleft() if self._scripts else None
+        self._mailboxes[rid] = mailbox = Mailbox(rid)
+        self._playing[rid] = (
+            _endless(sampling.max_tokens) if script is None else _cut(script, sampling.max_tokens)
+        )
+        self._schedule()
+        return mailbox
+
+    def abort(self, mailbox: Mailbox) -> None:
+        if self._mailboxes.pop(mailbox.rid, None) is None:
+            return
+        if self._record:
+            self.aborts.append(mailbox.rid)
+        self._playing.pop(mailbox.rid, None)
+        self.stats.num_running = len(self._mailboxes)
+        mailbox.end("abort")
+
+    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
+        if self._state == "stuck":
+            raise EngineUnavailable(f"the engine did not answer {verb!r}")
+        if self._state != "ready":
+            raise EngineUnavailable(f"the engine is not ready ({self._state})")
+        match verb:
+            case "ping":
+                return "pong"
+            case "stats":
+                return msgspec.structs.asdict(self.stats)
+            case "check" | "clear_cache":
+                return None
+            case _:
+                raise EngineError(f"unknown control verb {verb!r}")
+
+    def health(self) -> Health:
+        return Health(self._state, f"the mock engine is {self._state}", 0.0)
+
+    async def changed(self) -> None:
+        self._state_changed.clear()
+        await self._state_changed.wait()
+
+    async def close(self) -> None:
+        self._set_state("closed")
+        for mailbox in self._take_all():
+            mailbox.end("abort")
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            await asyncio.to_thread(folder.cleanup)
+
+    # --- steps ---
+
+    def _schedule(self) -> None:
+        if self._next_step is None and self._playing and self._state == "ready":
+            loop = asyncio.get_running_loop()
+            if self._interval_s:
+                self._next_step = loop.call_later(self._interval_s, self._step)
+            else:
+                self._next_step = loop.call_soon(self._step)
+
+    def _unschedule(self) -> None:
+        if self._next_step is not None:
+            self._next_step.cancel()
+            self._next_step = None
+
+    def _step(self) -> None:
+        self._next_step = None
+        ended: list[int] = []
+        mailboxes = self._mailboxes
+        num_tokens = len(self._playing)
+        for rid, script in self._playing.items():
+            output = next(script, None)
+            if output is None:  # hangs
+                ended.append(rid)
+                continue
+            mailboxes[rid].put(output)
+            if output.finish is not None:
+                ended.append(rid)
+                del mailboxes[rid]
+        for rid in ended:
+            del self._playing[rid]
+        self.stats.steps += 1
+        self.stats.step_tokens = num_tokens
+        self.stats.num_running = len(mailboxes)
+        self._schedule()
+
+    def _take_all(self) -> Iterable[Mailbox]:
+        self._unschedule()
+        mailboxes, self._mailboxes = self._mailboxes, {}
+        self._playing.clear()
+        self.stats.num_running = 0
+        return mailboxes.values()
+
+    def _set_state(self, state: State) -> None:
+        if self._state != "closed":
+            self._state = state
+            self._state_changed.set()
+
+    def _make_info(self) -> EngineInfo:
+        assert self._folder is not None, "not started"
+        return EngineInfo(
+            model_path="mock",
+            architecture="mock",
+            num_parameters=0,
+            vocab_size=assets.VOCAB_SIZE,
+            max_model_len=self._session_len,
+            block_size=1,
+            num_blocks=0,
+            kv_cache_bytes=0,
+            max_batch_size=self._max_batch_size,
+            dtype="none",
+            device="none",
+            attention="none",
+            weights="none",
+            deterministic=True,
+            pid=os.getpid(),
+            tokenizer_file=os.path.join(self._folder.name, "tokenizer.json"),
+            chat_template=assets.CHAT_TEMPLATE,
+            bos_token=None,
+            eos_token=assets.IM_END,
+            eos_token_ids=(assets.EOS_ID,),
+        )
+
+
+def _steps(pieces: Iterable[Piece]) -> list[SequenceOutput]:
+    """A text's token ids are its bytes."""
+    return [
+        SequenceOutput(0, pack_ids(list(piece.encode()) if isinstance(piece, str) else piece))
+        for piece in pieces
+    ]
+
+
+def _endless(max_tokens: int) -> Script:
+    """Words, all requests' n-th step saying the same one, until max_tokens."""
+    yield from itertools.islice(itertools.cycle(_WORD_OUTPUTS), max_tokens - 1)
+    last = _WORD_OUTPUTS[(max_tokens - 1) % len(_WORD_OUTPUTS)]
+    yield SequenceOutput(0, last.token_ids, finish="length")
+
+
+def _cut(script: list[SequenceOutput], max_tokens: int) -> Script:
+    """The script, cut with `length` where it says more than max_tokens."""
+    budget = 4 * max_tokens  # in bytes of packed ids
+    for output in script:
+        if len(output.token_ids) > budget:
+            yield SequenceOutput(0, output.token_ids[:budget], finish="length")
+            return
+        budget -= len(output.token_ids)
+        yield output

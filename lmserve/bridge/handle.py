@@ -1,0 +1,76 @@
+"""The gate to the engine: submit, abort, control, outputs.
+
+Three implementations pass one conformance suite (`tests/bridge/test_conformance.py`): a child
+process (the default), a thread (debugging, embedded use) and a fake (tests, `--engine mock`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lmserve.bridge.mailbox import Mailbox
+from lmserve.messages import EngineInfo, EngineStats
+from lmserve.sampling import SamplingParams
+
+State = Literal["loading", "ready", "stuck", "restarting", "failed", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    state: State
+    reason: str  # one line for people: the loading stage, how long a step has been stuck, …
+    heard_s: float  # seconds since the engine's loop last answered
+
+    @property
+    def ok(self) -> bool:
+        return self.state == "ready"
+
+
+class EngineHandle(ABC):
+    """One engine, seen from the server's event loop. Not thread-safe: use it on its loop."""
+
+    #: What the engine told when it became ready; None until then and while it restarts.
+    info: EngineInfo | None
+    #: The statistics of the last step heard of.
+    stats: EngineStats
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Starts the engine and returns at once; `wait_ready` waits for the model."""
+
+    @abstractmethod
+    async def wait_ready(self) -> EngineInfo:
+        """Waits until the engine is ready. Raises SetupError when it cannot start."""
+
+    @abstractmethod
+    def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
+        """Queues one request and returns where its outputs arrive. Never blocks.
+
+        Raises EngineUnavailable when the engine is not ready: nothing was queued then.
+        """
+
+    @abstractmethod
+    def abort(self, mailbox: Mailbox) -> None:
+        """Ends the request now: its mailbox gets its terminal `abort` (unless it has ended
+        already) and the engine forgets it before its next step. Synchronous, idempotent."""
+
+    @abstractmethod
+    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
+        """One rare request to the engine's loop (`ping`, `check`, `clear_cache`).
+
+        Raises EngineUnavailable when no answer came in time, EngineError when it failed.
+        """
+
+    @abstractmethod
+    def health(self) -> Health:
+        """What `/health` says. Costs nothing; the engine's pulse is heard in the background."""
+
+    @abstractmethod
+    async def changed(self) -> None:
+        """Waits until `health` turns: the state, or the reason while loading."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stops the engine; open mailboxes get their terminal `abort`. Idempotent."""

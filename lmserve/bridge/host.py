@@ -1,0 +1,192 @@
+"""The engine's side of the bridge: load, then drain the intake, step, send; the same loop in a
+child process and in a thread.
+
+The loop knows nothing of models: it drives a `Core`. An exception that escapes the core leaves
+it in an unknown state, so the loop ends, the channel closes, and the server tells every open
+request and starts a new engine.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from lmserve.bridge.channel import EngineChannel, ServerGone
+from lmserve.errors import SetupError
+from lmserve.messages import (
+    Control,
+    ControlReply,
+    EngineInfo,
+    LoadFailed,
+    Loading,
+    Ready,
+    StepOutput,
+    ToEngine,
+    ToServer,
+)
+from lmserve.settings import EngineSettings
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CORE = "lmserve.engine.core:EngineCore"
+
+
+class Core(Protocol):
+    """What the loop drives, always from one thread. `Core(settings)` does no work yet."""
+
+    def load(self, progress: Callable[[str], None]) -> EngineInfo:
+        """Loads the model, naming each stage to `progress`. Raises SetupError with one line."""
+
+    def handle(self, messages: list[ToEngine]) -> list[ControlReply]:
+        """Takes in submits, aborts and controls, in order. Every control gets one reply: an
+        unknown verb an error, `stats` the EngineStats as a dict; `ping` and `shutdown` never
+        come here. A submit that cannot be run gets its terminal output from the next step."""
+
+    def has_work(self) -> bool:
+        """Whether `step` would do something, telling of a failed or aborted request included."""
+
+    def step(self) -> StepOutput:
+        """One step. What fails for one request is that request's terminal output."""
+
+    def close(self) -> None:
+        """Frees what `load` took. Called once, also after a failed step."""
+
+
+class Boot(msgspec.Struct, frozen=True, kw_only=True):
+    """The first frame to an engine: nothing of it is ever in an argument list."""
+
+    settings: EngineSettings
+    core: str  # "module:Class"
+    log_level: int
+    log_format: str
+    log_date_format: str | None
+
+
+def run(channel: EngineChannel, boot: Boot, *, freeze: bool) -> str | None:
+    """An engine's whole life. Returns what ended it where that was a failure.
+
+    `freeze` takes what was loaded out of the garbage collector's sight: right for a process
+    that is the engine's own.
+    """
+    _set_threads(boot.settings)
+    try:
+        core = _make_core(boot)
+        info = core.load(lambda stage: channel.send([Loading(stage)]))
+    except ServerGone:
+        return None
+    except Exception as error:
+        return _refuse(channel, error)
+    if freeze:
+        gc.collect()
+        gc.freeze()
+    try:
+        return _serve(channel, core, info)
+    finally:
+        _close(core)
+
+
+def _make_core(boot: Boot) -> Core:
+    module, _, name = boot.core.partition(":")
+    try:
+        make: Callable[[EngineSettings], Core] = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise SetupError(
+            f"the engine cannot be imported: {error}; install lmserve with its engine extra"
+        ) from error
+    return make(boot.settings)
+
+
+def _refuse(channel: EngineChannel, error: Exception) -> str:
+    if isinstance(error, SetupError):
+        message = error.message
+    else:
+        message = f"the model cannot be loaded: {_one_line(error)}"
+        logger.debug("loading failed", exc_info=error)
+    try:
+        channel.send([LoadFailed(message)])
+    except ServerGone:
+        pass
+    return message
+
+
+def _serve(channel: EngineChannel, core: Core, info: EngineInfo) -> str | None:
+    try:
+        channel.send([Ready(info)])
+        while _turn(channel, core):
+            pass
+    except ServerGone:
+        return None
+    except Exception as error:
+        logger.exception("the engine failed outside any one request and stops")
+        return _one_line(error)
+    return None
+
+
+def _turn(channel: EngineChannel, core: Core) -> bool:
+    """Drains the intake and steps once; False when told to stop."""
+    frame: list[ToServer] = []
+    messages = channel.receive(block=not core.has_work())
+    if messages:
+        for_core, stop = _answer_own(messages, frame)
+        if stop:
+            return False
+        frame += core.handle(for_core)
+    if core.has_work():
+        frame.append(core.step())
+    if frame:
+        channel.send(frame)
+    return True
+
+
+def _answer_own(messages: list[ToEngine], frame: list[ToServer]) -> tuple[list[ToEngine], bool]:
+    """Answers the pulse; returns what is for the core, and whether to stop."""
+    for_core: list[ToEngine] = []
+    for message in messages:
+        if isinstance(message, Control) and message.verb == "shutdown":
+            return for_core, True
+        if isinstance(message, Control) and message.verb == "ping":
+            frame.append(ControlReply(message.id, "pong"))
+        else:
+            for_core.append(message)
+    return for_core, False
+
+
+def _close(core: Core) -> None:
+    try:
+        core.close()
+    except Exception:
+        logger.exception("the engine did not close cleanly")
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _set_threads(settings: EngineSettings) -> None:
+    """OpenMP reads this once, when torch is first imported; a user's own value stands."""
+    if settings.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, and its container's quota."""
+    try:
+        num_cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        num_cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        num_cores = min(num_cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
+        pass
+    return num_cores

@@ -1,0 +1,96 @@
+"""One slot a request, between the engine's step and the request's reader.
+
+A slow reader finds several steps merged into one delivery; memory stays bounded by the
+answer's own length. Exactly one terminal delivery is ever made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from lmserve.messages import SequenceOutput, unpack_ids
+
+
+@dataclass(slots=True)
+class Delivery:
+    """Everything that arrived since the last `get`."""
+
+    token_ids: list[int] = field(default_factory=list)
+    num_cached_tokens: int = 0  # of the prompt, as far as known by now
+    finish: str | None = None  # a FinishReason; the last delivery has it set
+    stop_token_id: int | None = None
+    error: str | None = None
+    died: bool = False  # with finish == "error": the engine process itself is gone
+    num_steps: int = 0  # how many steps were merged here
+
+
+class Mailbox:
+    """Owned by the handle that made it; read by one reader."""
+
+    __slots__ = (
+        "_chunks",
+        "_died",
+        "_num_cached_tokens",
+        "_terminal",
+        "_waiter",
+        "finished",
+        "rid",
+    )
+
+    def __init__(self, rid: int):
+        self.rid = rid
+        self.finished = False  # the terminal delivery was put (perhaps not yet read)
+        self._chunks: list[bytes] = []  # one a step, decoded by the reader: `put` stays cheap
+        self._num_cached_tokens = 0
+        self._terminal: SequenceOutput | None = None
+        self._died = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, output: SequenceOutput) -> None:
+        """Adds a step's output. After a terminal one, whatever comes is dropped."""
+        if self.finished:
+            return
+        self._chunks.append(output.token_ids)
+        if output.num_cached_tokens > self._num_cached_tokens:
+            self._num_cached_tokens = output.num_cached_tokens
+        if output.finish is not None:
+            self.finished = True
+            self._terminal = output
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def end(self, finish: str, error: str | None = None, *, died: bool = False) -> None:
+        """Puts the terminal delivery, unless there is one already."""
+        if self.finished:
+            return
+        self._died = died
+        self.put(SequenceOutput(self.rid, b"", finish=finish, error=error))
+
+    async def get(self) -> Delivery:
+        """Waits for the next delivery. After the terminal one, call no more."""
+        if not self._chunks:
+            assert not self.finished, "the terminal delivery was read already"
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self._take()
+
+    def _take(self) -> Delivery:
+        chunks, self._chunks = self._chunks, []
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        one = len(data) == 4  # nearly always, while the reader keeps up
+        delivery = Delivery(
+            token_ids=[int.from_bytes(data, "little")] if one else unpack_ids(data),
+            num_cached_tokens=self._num_cached_tokens,
+            num_steps=len(chunks),
+        )
+        if self._terminal is not None:
+            delivery.finish = self._terminal.finish
+            delivery.stop_token_id = self._terminal.stop_token_id
+            delivery.error = self._terminal.error
+            delivery.died = self._died
+        return delivery

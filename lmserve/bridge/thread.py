@@ -1,0 +1,51 @@
+"""The engine in a thread of the server: for debugging and embedding.
+
+The same loop over the same channel as in the child; what differs is that a thread cannot be
+killed, and that torch is in the server's process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+
+from lmserve.bridge.channel import EngineChannel, ServerGone
+from lmserve.bridge.host import Boot, run
+from lmserve.bridge.remote import CLOSE_GRACE_S, RemoteEngine
+
+logger = logging.getLogger(__name__)
+
+
+class ThreadEngine(RemoteEngine):
+    """The engine in a thread."""
+
+    NOUN = "engine thread"
+    _thread: threading.Thread | None = None
+    _failure: str | None = None  # what ended the last thread; written by it
+
+    async def _launch(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._failure = None
+        self._thread = threading.Thread(
+            target=self._host, args=(EngineChannel(theirs),), name="engine", daemon=True
+        )
+        self._thread.start()
+        return ours
+
+    def _host(self, channel: EngineChannel) -> None:
+        try:
+            self._failure = run(channel, channel.receive_first(Boot), freeze=False)
+        except ServerGone:
+            pass
+        finally:
+            channel.close()
+
+    async def _bury(self, *, at_once: bool) -> str:
+        thread, self._thread = self._thread, None
+        assert thread is not None
+        await asyncio.to_thread(thread.join, CLOSE_GRACE_S)
+        if thread.is_alive():
+            logger.warning("the engine thread is in a long step or load; it ends after it")
+        return self._failure or "it ended"

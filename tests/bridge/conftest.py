@@ -1,0 +1,111 @@
+"""The three engines behind one gate, each with a way to make a request fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lmserve.bridge.child import ChildEngine
+from lmserve.bridge.fake import FakeEngine
+from lmserve.bridge.thread import ThreadEngine
+from lmserve.sampling import SamplingParams
+from lmserve.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from lmserve.bridge.handle import EngineHandle
+    from lmserve.bridge.mailbox import Delivery, Mailbox
+
+HERE = Path(__file__).parent
+CORE = "scripted_core:ScriptedCore"
+
+
+@pytest.fixture(autouse=True)
+def _core_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(HERE))  # for the thread
+    monkeypatch.setenv("PYTHONPATH", str(HERE))  # for the child
+
+
+class Bench:
+    """An engine of one kind, and the tests' shorthand."""
+
+    FOREVER = 10**9  # tokens
+    FAILS, RAISES, EXITS, WAITS = 990, 991, 992, 993  # prompts, see scripted_core
+
+    def __init__(self, kind: str, **settings: Any):
+        self.kind = kind
+        made = replace(EngineSettings(), **settings)
+        self.engine: EngineHandle
+        match kind:
+            case "child":
+                self.engine = ChildEngine(made, CORE)
+            case "thread":
+                self.engine = ThreadEngine(made, CORE)
+            case _:
+                self.engine = FakeEngine(made)
+
+    def ask(self, *prompt: int, max_tokens: int = 4) -> Mailbox:
+        return self.engine.submit(list(prompt) or [1], SamplingParams(max_tokens=max_tokens))
+
+    def ask_and_fail(self) -> Mailbox:
+        if isinstance(self.engine, FakeEngine):
+            self.engine.will_fail("out of luck")
+        return self.ask(self.FAILS)
+
+    def ask_and_wait(self) -> Mailbox:
+        """A request that says nothing until aborted."""
+        if isinstance(self.engine, FakeEngine):
+            self.engine.will_hang()
+        return self.ask(self.WAITS)
+
+    async def read(self, mailbox: Mailbox) -> tuple[list[int], Delivery]:
+        """All tokens, and the terminal delivery."""
+        token_ids: list[int] = []
+        while True:
+            delivery = await mailbox.get()
+            token_ids += delivery.token_ids
+            if delivery.finish is not None:
+                return token_ids, delivery
+
+    async def until(self, state: str) -> None:
+        while self.engine.health().state != state:
+            await self.engine.changed()
+
+    @property
+    def pid(self) -> int:
+        assert self.engine.info is not None
+        return self.engine.info.pid
+
+
+@pytest.fixture
+async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
+    """Makes benches, not started; closes their engines after the test."""
+    benches: list[Bench] = []
+
+    def make(kind: str, **settings: Any) -> Bench:
+        benches.append(Bench(kind, **settings))
+        return benches[-1]
+
+    yield make
+    for bench in benches:
+        await bench.engine.close()
+
+
+@pytest.fixture(params=["child", "thread", "fake"])
+async def bench(request: pytest.FixtureRequest, make_bench: Callable[..., Bench]) -> Bench:
+    made = make_bench(request.param)
+    await made.engine.start()
+    await made.engine.wait_ready()
+    return made
+
+
+@pytest.fixture
+async def child(make_bench: Callable[..., Bench]) -> Bench:
+    made = make_bench("child", stuck_after_s=0.4)
+    await made.engine.start()
+    await made.engine.wait_ready()
+    return made

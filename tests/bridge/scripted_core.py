@@ -1,0 +1,148 @@
+"""A core without a model, for the child and the thread: what it says follows from the prompt."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lmserve.errors import ModelError
+from lmserve.messages import (
+    Abort,
+    Control,
+    ControlReply,
+    EngineInfo,
+    EngineStats,
+    SequenceOutput,
+    StepOutput,
+    Submit,
+    ToEngine,
+    pack_ids,
+    unpack_ids,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lmserve.settings import EngineSettings
+
+VOCAB_SIZE = 1000
+# A prompt that begins with one of these …
+FAILS = 990  # … fails alone
+RAISES = 991  # … makes step raise
+EXITS = 992  # … ends the process in its first step
+WAITS = 993  # … says nothing
+
+
+class ScriptedCore:
+    """The k-th token of an answer is (first prompt id + k) modulo the vocabulary.
+
+    `settings.model` says how loading goes: "missing", "broken", "killed", or well; a path that
+    exists is removed at the first load, and its absence is a failure to load.
+    """
+
+    def __init__(self, settings: EngineSettings):
+        self._settings = settings
+        self._live: dict[int, tuple[Submit, int]] = {}
+        self._stats = EngineStats()
+
+    def load(self, progress: Callable[[str], None]) -> EngineInfo:
+        progress("reading the model")
+        match self._settings.model:
+            case "missing":
+                raise ModelError("model 'missing' is not there: name one that is")
+            case "broken":
+                raise ValueError("bad magic\nin two lines")
+            case "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "waits":
+                signal.pause()
+            case str(path) if path.startswith("/"):
+                try:
+                    os.unlink(path)
+                except FileNotFoundError:
+                    raise ModelError("the model was there only once") from None
+            case _:
+                pass
+        return EngineInfo(
+            model_path="scripted",
+            architecture="scripted",
+            num_parameters=0,
+            vocab_size=VOCAB_SIZE,
+            max_model_len=8192,
+            block_size=1,
+            num_blocks=0,
+            kv_cache_bytes=0,
+            max_batch_size=self._settings.max_batch_size,
+            dtype="none",
+            device="none",
+            attention="none",
+            weights=os.environ.get("OMP_NUM_THREADS", ""),
+            deterministic=True,
+            pid=os.getpid(),
+            tokenizer_file="",
+            chat_template=None,
+            bos_token=None,
+            eos_token=None,
+            eos_token_ids=(),
+        )
+
+    def handle(self, messages: list[ToEngine]) -> list[ControlReply]:
+        replies = []
+        for message in messages:
+            match message:
+                case Submit():
+                    self._live[message.rid] = (message, 0)
+                case Abort():
+                    for rid in message.rids:
+                        self._live.pop(rid, None)
+                case Control():
+                    replies.append(self._control(message))
+        return replies
+
+    def _control(self, control: Control) -> ControlReply:
+        self._stats.num_running = len(self._live)
+        match control.verb:
+            case "stats":
+                return ControlReply(control.id, msgspec.structs.asdict(self._stats))
+            case "check":
+                return ControlReply(control.id, {"live": len(self._live), **control.args})
+            case _:
+                return ControlReply(control.id, error=f"unknown control verb {control.verb!r}")
+
+    def has_work(self) -> bool:
+        return any(self._first(rid) != WAITS for rid in self._live)
+
+    def _first(self, rid: int) -> int:
+        return unpack_ids(self._live[rid][0].token_ids[:4])[0]
+
+    def step(self) -> StepOutput:
+        outputs = [self._say(rid) for rid in list(self._live) if self._first(rid) != WAITS]
+        self._stats.steps += 1
+        self._stats.num_running = len(self._live)
+        return StepOutput(outputs, self._stats)
+
+    def _say(self, rid: int) -> SequenceOutput:
+        submit, num_said = self._live[rid]
+        match first := self._first(rid):
+            case 990:
+                del self._live[rid]
+                return SequenceOutput(rid, b"", finish="error", error="out of luck")
+            case 991:
+                raise RuntimeError("boom")
+            case 992:
+                os._exit(3)
+            case _:
+                pass
+        output = SequenceOutput(rid, pack_ids([(first + num_said) % VOCAB_SIZE]))
+        if num_said + 1 == submit.sampling.max_tokens:
+            output.finish = "length"
+            del self._live[rid]
+        else:
+            self._live[rid] = (submit, num_said + 1)
+        return output
+
+    def close(self) -> None:
+        self._live.clear()

@@ -1,0 +1,201 @@
+"""What only an engine in a process can do: be killed, be stopped, and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lmserve.errors import EngineUnavailable, ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.bridge.conftest import Bench
+
+
+def gone(pid: int) -> bool:
+    """Whether no process has this id, not even a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+async def test_a_kill_is_told_once_to_each_and_survived(
+    child: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    mailboxes = [child.ask(i, max_tokens=child.FOREVER) for i in range(20)]
+    await asyncio.gather(*(mailbox.get() for mailbox in mailboxes))
+    killed = child.pid
+    with caplog.at_level(logging.ERROR):
+        os.kill(killed, signal.SIGKILL)
+        for mailbox in mailboxes:
+            _, last = await child.read(mailbox)
+            assert (last.finish, last.died) == ("error", True)
+            assert last.error is not None
+            assert "engine process died" in last.error
+        assert child.engine.health().state == "restarting"
+        assert child.engine.info is None
+        with pytest.raises(EngineUnavailable, match="restarting"):
+            child.ask()
+        await child.engine.wait_ready()
+    assert "killed by SIGKILL" in caplog.text
+    assert gone(killed)
+    assert child.pid != killed
+    assert (await child.read(child.ask(5, max_tokens=3)))[0] == [5, 6, 7]
+
+
+@pytest.mark.parametrize(("prompt", "how"), [(991, "exit code 1"), (992, "exit code 3")])
+async def test_a_crash_in_a_step_is_a_death(
+    child: Bench, caplog: pytest.LogCaptureFixture, prompt: int, how: str
+) -> None:
+    waiting = child.ask(child.WAITS)
+    with caplog.at_level(logging.ERROR):
+        assert (await child.read(child.ask(prompt)))[1].died
+        assert (await child.read(waiting))[1].died
+        await child.engine.wait_ready()
+    assert how in caplog.text
+
+
+async def test_control_does_not_outlive_the_engine(child: Bench) -> None:
+    os.kill(child.pid, signal.SIGSTOP)
+    asking = asyncio.create_task(child.engine.control("ping", timeout_s=50))
+    await asyncio.sleep(0)
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(EngineUnavailable, match="stopped before it answered"):
+        await asking
+
+
+async def test_a_control_may_be_too_late(child: Bench) -> None:
+    os.kill(child.pid, signal.SIGSTOP)
+    with pytest.raises(EngineUnavailable, match="did not answer 'ping' within"):
+        await child.engine.control("ping", timeout_s=0.01)
+    os.kill(child.pid, signal.SIGCONT)
+
+
+async def test_a_stopped_engine_is_stuck_until_it_goes_on(child: Bench) -> None:
+    mailbox = child.ask(1, max_tokens=child.FOREVER)
+    await mailbox.get()
+    os.kill(child.pid, signal.SIGSTOP)
+    await child.until("stuck")
+    health = child.engine.health()
+    assert "has not answered for" in health.reason
+    assert health.heard_s > 0.4
+    with pytest.raises(EngineUnavailable, match="stuck"):
+        child.ask()
+    os.kill(child.pid, signal.SIGCONT)
+    await child.until("ready")
+    assert not mailbox.finished
+    await mailbox.get()
+
+
+async def test_an_idle_engine_keeps_its_pulse(
+    child: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mailbox = child.ask(1, max_tokens=child.FOREVER)
+    await mailbox.get()
+    assert child.engine.stats.num_running == 1
+    child.engine.abort(mailbox)
+    heard = asyncio.Event()
+    on_pulse = child.engine._on_pulse  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        child.engine, "_on_pulse", lambda reply: (on_pulse(reply), heard.set()), raising=True
+    )
+    await heard.wait()
+    assert child.engine.stats.num_running == 0  # no step told it after the abort
+    assert child.engine.health().ok
+
+
+async def test_closing_a_stuck_engine_kills_it(child: Bench) -> None:
+    pid = child.pid
+    os.kill(pid, signal.SIGSTOP)
+    await child.until("stuck")
+    await child.engine.close()
+    assert gone(pid)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+async def test_close_and_signals_leave_no_process(child: Bench, how: signal.Signals) -> None:
+    pid = child.pid
+    os.kill(pid, how)
+    if how == signal.SIGINT:  # Ctrl-C is the server's
+        assert await child.engine.control("ping") == "pong"
+        assert child.pid == pid
+    await child.engine.close()
+    assert gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("missing", "model 'missing' is not there: name one that is"),
+        ("broken", "the model cannot be loaded: ValueError: bad magic"),
+        ("killed", "the engine process died while loading: killed by SIGKILL"),
+    ],
+)
+async def test_a_failed_load_is_one_line(
+    make_bench: Callable[..., Bench], capfd: pytest.CaptureFixture[str], model: str, message: str
+) -> None:
+    bench = make_bench("child", model=model)
+    await bench.engine.start()
+    with pytest.raises(ModelError) as caught:
+        await bench.engine.wait_ready()
+    assert caught.value.message == message
+    assert bench.engine.health().state == "failed"
+    with pytest.raises(EngineUnavailable, match="failed"):
+        bench.ask()
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_loading_tells_its_stage_and_can_be_closed(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench("child", model="waits")
+    await bench.engine.start()
+    while bench.engine.health().reason != "reading the model":
+        await bench.engine.changed()
+    assert bench.engine.health().state == "loading"
+    await bench.engine.close()
+    assert bench.engine.health().state == "closed"
+
+
+async def test_it_gives_up_after_deaths_in_a_row(
+    make_bench: Callable[..., Bench], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    model.touch()
+    monkeypatch.setattr("lmserve.bridge.restarts.Restarts.FIRST_PAUSE_S", 0.001)
+    bench = make_bench("child", model=str(model))
+    await bench.engine.start()
+    await bench.engine.wait_ready()
+    os.kill(bench.pid, signal.SIGKILL)
+    await bench.until("failed")
+    with pytest.raises(ModelError, match="again and again: the model was there only once"):
+        await bench.engine.wait_ready()
+
+
+async def test_restarting_can_be_turned_off(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench("child", restart=False)
+    await bench.engine.start()
+    await bench.engine.wait_ready()
+    os.kill(bench.pid, signal.SIGKILL)
+    await bench.until("failed")
+    with pytest.raises(ModelError, match="killed by SIGKILL"):
+        await bench.engine.wait_ready()
+
+
+async def test_the_thread_count_reaches_the_child(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    own = make_bench("child")
+    await own.engine.start()
+    assert (await own.engine.wait_ready()).weights == "7"
+    told = make_bench("child", threads=3)
+    await told.engine.start()
+    assert (await told.engine.wait_ready()).weights == "3"

@@ -1,0 +1,146 @@
+"""What every engine does, whatever it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lmserve.errors import EngineError, EngineUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.bridge.conftest import Bench
+
+
+async def test_an_answer_ends_exactly_once(bench: Bench) -> None:
+    mailbox = bench.ask(7, max_tokens=5)
+    token_ids, last = await bench.read(mailbox)
+    assert len(token_ids) == 5
+    assert (last.finish, last.error, last.died) == ("length", None, False)
+    await bench.engine.control("ping")
+    with pytest.raises(AssertionError, match="read already"):
+        await mailbox.get()
+
+
+async def test_ready_tells_what_the_engine_knows(bench: Bench) -> None:
+    info = await bench.engine.wait_ready()
+    assert info is bench.engine.info
+    assert info.vocab_size > 0
+    assert bench.engine.health().ok
+
+
+async def test_not_ready_is_unavailable(make_bench: Callable[..., Bench], kind: str) -> None:
+    bench = make_bench(kind)
+    with pytest.raises(EngineUnavailable, match="not ready"):
+        bench.ask()
+    with pytest.raises(EngineUnavailable):
+        await bench.engine.control("ping")
+    assert bench.engine.info is None
+    assert not bench.engine.health().ok
+
+
+async def test_abort_before_the_engine_knows_of_it(bench: Bench) -> None:
+    mailbox = bench.ask(1, max_tokens=bench.FOREVER)
+    bench.engine.abort(mailbox)
+    assert (await bench.read(mailbox))[1].finish == "abort"
+
+
+async def test_abort_before_the_first_token(bench: Bench) -> None:
+    mailbox = bench.ask_and_wait()
+    await bench.engine.control("ping")
+    bench.engine.abort(mailbox)
+    assert (await bench.read(mailbox))[1].finish == "abort"
+
+
+async def test_abort_in_the_middle(bench: Bench) -> None:
+    mailbox = bench.ask(1, max_tokens=bench.FOREVER)
+    first = await mailbox.get()
+    assert first.token_ids
+    assert first.finish is None
+    bench.engine.abort(mailbox)
+    assert mailbox.finished
+    assert (await bench.read(mailbox))[1].finish == "abort"
+
+
+async def test_abort_after_the_end_and_twice(bench: Bench) -> None:
+    ended = bench.ask(1, max_tokens=1)
+    assert (await bench.read(ended))[1].finish == "length"
+    running = bench.ask(1, max_tokens=bench.FOREVER)
+    for mailbox in (ended, running, running, ended):
+        bench.engine.abort(mailbox)
+    assert (await bench.read(running))[1].finish == "abort"
+    assert len((await bench.read(bench.ask(1, max_tokens=3)))[0]) == 3
+
+
+async def test_the_engine_forgets_what_is_aborted(bench: Bench) -> None:
+    mailboxes = [bench.ask(i, max_tokens=bench.FOREVER) for i in range(8)]
+    await asyncio.gather(*(mailbox.get() for mailbox in mailboxes))
+    for mailbox in mailboxes:
+        bench.engine.abort(mailbox)
+    assert (await bench.engine.control("stats"))["num_running"] == 0
+
+
+async def test_a_slow_reader_finds_steps_merged(bench: Bench) -> None:
+    slow, after = bench.ask(1, max_tokens=50), bench.ask(1, max_tokens=60)
+    await bench.read(after)
+    delivery = await slow.get()
+    assert delivery.finish == "length"
+    assert len(delivery.token_ids) == delivery.num_steps == 50
+
+
+async def test_many_at_once_keep_apart(bench: Bench) -> None:
+    mailboxes = [bench.ask(i, max_tokens=1 + i % 7) for i in range(300)]
+    answers = await asyncio.gather(*(bench.read(mailbox) for mailbox in mailboxes))
+    assert [len(token_ids) for token_ids, _ in answers] == [1 + i % 7 for i in range(300)]
+    if bench.kind != "fake":
+        assert all(
+            token_ids == list(range(i, i + 1 + i % 7)) for i, (token_ids, _) in enumerate(answers)
+        )
+
+
+async def test_a_failure_harms_no_other(bench: Bench) -> None:
+    before = bench.ask(1, max_tokens=20)
+    failing = bench.ask_and_fail()
+    after = bench.ask(2, max_tokens=20)
+    _, last = await bench.read(failing)
+    assert (last.finish, last.error, last.died) == ("error", "out of luck", False)
+    for mailbox in (before, after):
+        token_ids, last = await bench.read(mailbox)
+        assert (len(token_ids), last.finish) == (20, "length")
+
+
+async def test_control(bench: Bench) -> None:
+    assert await bench.engine.control("ping") == "pong"
+    await bench.engine.control("check")
+    with pytest.raises(EngineError, match="'sing'"):
+        await bench.engine.control("sing")
+
+
+async def test_control_during_a_stream(bench: Bench) -> None:
+    mailbox = bench.ask(1, max_tokens=bench.FOREVER)
+    await mailbox.get()
+    assert await bench.engine.control("ping") == "pong"
+    bench.engine.abort(mailbox)
+
+
+async def test_close_ends_open_mailboxes(bench: Bench) -> None:
+    mailboxes = [bench.ask(1, max_tokens=bench.FOREVER), bench.ask_and_wait()]
+    await mailboxes[0].get()
+    await bench.engine.close()
+    for mailbox in mailboxes:
+        assert (await bench.read(mailbox))[1].finish == "abort"
+    assert bench.engine.health().state == "closed"
+    with pytest.raises(EngineUnavailable):
+        bench.ask()
+    with pytest.raises(EngineUnavailable):
+        await bench.engine.wait_ready()
+    await bench.engine.close()
+
+
+@pytest.fixture(params=["child", "thread", "fake"])
+def kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind

@@ -1,0 +1,117 @@
+"""The fake tells the stories it is given, and mocks when it has none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from tokenizers import Tokenizer
+
+from lmserve.bridge import assets
+from lmserve.bridge.fake import FakeEngine
+from lmserve.errors import EngineUnavailable
+from lmserve.messages import unpack_ids
+from lmserve.sampling import SamplingParams
+from lmserve.settings import EngineSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from lmserve.bridge.mailbox import Mailbox
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[FakeEngine]:
+    engine = FakeEngine(EngineSettings(engine="mock", session_len=100))
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+def ask(fake: FakeEngine, max_tokens: int = 50) -> Mailbox:
+    return fake.submit([1, 2], SamplingParams(max_tokens=max_tokens))
+
+
+async def test_it_says_one_piece_a_step(fake: FakeEngine) -> None:
+    fake.will_say("Hel", "lo")
+    mailbox = ask(fake)
+    assert (await mailbox.get()).token_ids == list(b"Hel")
+    last = await mailbox.get()
+    assert last.token_ids == [*b"lo", assets.EOS_ID]
+    assert (last.finish, last.stop_token_id) == ("stop", assets.EOS_ID)
+
+
+async def test_scripts_are_for_requests_in_turn(fake: FakeEngine) -> None:
+    fake.will_say([300, 301], finish="length").will_fail("out of luck", "so far")
+    first, second = ask(fake), ask(fake)
+    said = await first.get()
+    assert (said.token_ids, said.finish) == ([300, 301], "length")
+    assert (await second.get()).token_ids == list(b"so far")
+    assert (await second.get()).error == "out of luck"
+    assert [submit.rid for submit in fake.submits] == [first.rid, second.rid]
+    assert unpack_ids(fake.submits[0].token_ids) == [1, 2]
+
+
+async def test_max_tokens_cuts_a_script(fake: FakeEngine) -> None:
+    fake.will_say("Hel", "lo, you")
+    mailbox = ask(fake, max_tokens=5)
+    await mailbox.get()
+    last = await mailbox.get()
+    assert (last.token_ids, last.finish) == (list(b"lo"), "length")
+
+
+async def test_hanging_requests_wait_for_their_abort(fake: FakeEngine) -> None:
+    fake.will_hang("Hel")
+    mailbox = ask(fake)
+    await mailbox.get()
+    assert not mailbox.finished
+    fake.abort(mailbox)
+    fake.abort(mailbox)
+    assert (await mailbox.get()).finish == "abort"
+    assert fake.aborts == [mailbox.rid]
+
+
+async def test_a_hanging_engine_is_stuck_until_it_resumes(fake: FakeEngine) -> None:
+    mailbox = ask(fake, max_tokens=1)
+    fake.hang()
+    assert fake.health().state == "stuck"
+    with pytest.raises(EngineUnavailable):
+        ask(fake)
+    with pytest.raises(EngineUnavailable):
+        await fake.control("ping")
+    fake.resume()
+    assert (await mailbox.get()).finish == "length"
+
+
+async def test_death_is_told_once_and_survived(fake: FakeEngine) -> None:
+    mailbox = ask(fake)
+    fake.die()
+    last = await mailbox.get()
+    assert (last.finish, last.died) == ("error", True)
+    assert fake.info is None
+    with pytest.raises(EngineUnavailable, match="restarting"):
+        ask(fake)
+    fake.resume()
+    assert (await ask(fake, max_tokens=1).get()).finish == "length"
+
+
+async def test_its_tokenizer_speaks_bytes_and_words(fake: FakeEngine) -> None:
+    assert fake.info is not None
+    tokenizer = Tokenizer.from_file(fake.info.tokenizer_file)
+    assert tokenizer.get_vocab_size() == fake.info.vocab_size
+    text = "<|im_start|>user\nnaïve 🦆\x00<|im_end|>"
+    ids = tokenizer.encode(text).ids
+    assert ids == [256, *"user\nnaïve 🦆\x00".encode(), assets.EOS_ID]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert tokenizer.decode(ids) == "user\nnaïve 🦆\x00"
+    said = await ask(fake, max_tokens=1).get()
+    assert tokenizer.decode(said.token_ids) == " time"
+
+
+async def test_a_slow_mock_keeps_its_pace() -> None:
+    fake = FakeEngine(EngineSettings(engine="mock", mock_tokens_s=200.0), record=False)
+    await fake.start()
+    mailbox = ask(fake, max_tokens=3)
+    assert [(await mailbox.get()).num_steps for _ in range(3)] == [1, 1, 1]
+    assert fake.submits == []
+    await fake.close()
