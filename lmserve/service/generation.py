@@ -1,0 +1,217 @@
+"""One answer in the making.
+
+The service owns it, never the task of a handler: handlers hold leases. When the last lease is
+lost before the end, the answer is abandoned, and every piece of that is synchronous, so that it
+works inside a cancelled task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lmserve.bridge.handle import EngineHandle
+from lmserve.bridge.mailbox import Delivery, Mailbox
+from lmserve.errors import EngineDied, EngineError
+from lmserve.sampling import SamplingParams
+from lmserve.service.metrics import Metrics, RequestRecord
+from lmserve.text.output import OutputText
+from lmserve.types import Done, Event, FinishReason, TextDelta, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A validated request, ready to be submitted."""
+
+    model: str
+    token_ids: list[int]
+    sampling: SamplingParams
+    output: OutputText
+    arrived_s: float  # on the service's clock
+
+
+class Generation:
+    """Its events have one reader; `usage` and the other fields may be read by anyone."""
+
+    def __init__(
+        self,
+        work: Work,
+        mailbox: Mailbox,
+        *,
+        handle: EngineHandle,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        on_end: Callable[[Generation], None],
+    ):
+        self.created = int(time.time())  # unix seconds
+        self.model = work.model
+        self.num_prompt_tokens = len(work.token_ids)
+        self.sampling = work.sampling
+        self.ttft_s: float | None = None  # from the request's arrival to its first token
+        self._output = work.output
+        self._arrived_s = work.arrived_s
+        self._mailbox = mailbox
+        self._handle = handle
+        self._metrics = metrics
+        self._clock = clock
+        self._on_end = on_end
+        self._num_cached_tokens = 0
+        self._last_token_s = 0.0
+        self._held_ids: list[int] = []  # tokens whose text is not shown yet
+        self._outcome: Done | EngineError | None = None
+        self._told = False  # the outcome was given to the reader
+        self._num_leases = 0
+        self._claimant: asyncio.Task[object] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self._outcome is not None
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self.num_prompt_tokens, self._output.num_tokens, self._num_cached_tokens)
+
+    # --- who keeps it going -----------------------------------------------------------
+
+    @contextmanager
+    def lease(self) -> Iterator[Generation]:
+        """Keeps the answer going. Without an await between `generate` and this, it is never
+        unowned."""
+        self._forget_claimant()
+        self._num_leases += 1
+        try:
+            yield self
+        finally:
+            self._num_leases -= 1
+            if self._num_leases == 0:
+                self._abandon()
+
+    def await_lease(self, claimant: asyncio.Task[object]) -> None:
+        """Until the first lease, the answer lives as long as the task that asked for it."""
+        self._claimant = claimant
+        claimant.add_done_callback(self._on_claimant_done)
+
+    def _on_claimant_done(self, _task: asyncio.Task[object]) -> None:
+        self._claimant = None
+        self._abandon()
+
+    def _forget_claimant(self) -> None:
+        if self._claimant is not None:
+            self._claimant.remove_done_callback(self._on_claimant_done)
+            self._claimant = None
+
+    def _abandon(self) -> None:
+        """The last reader is gone. The one policy so far: end at once."""
+        self._end(Done("abort", self.usage))
+
+    def abort(self) -> None:
+        """Ends it from outside; its reader is told `abort`."""
+        if self._num_leases:
+            self._handle.abort(self._mailbox)
+        else:
+            self._abandon()
+
+    # --- events -----------------------------------------------------------------------
+
+    def events(self) -> AsyncIterator[Event]:
+        """TextDelta … then one Done; or raises EngineError. Hold a lease while reading."""
+        return self
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        assert self._num_leases or self.ended, "hold a lease while reading"
+        while self._outcome is None:
+            delivery = await self._mailbox.get()
+            if self._outcome is None and (delta := self._take(delivery)) is not None:
+                return delta
+        if self._told:
+            raise StopAsyncIteration
+        self._told = True
+        if isinstance(self._outcome, EngineError):
+            raise self._outcome
+        return self._outcome
+
+    def _take(self, delivery: Delivery) -> TextDelta | None:
+        """What a delivery adds to the text. Ends the generation where it says so."""
+        output, token_ids = self._output, delivery.token_ids
+        self._num_cached_tokens = max(self._num_cached_tokens, delivery.num_cached_tokens)
+        if token_ids:
+            self._observe(len(token_ids))
+        ended_by = delivery.stop_token_id if delivery.finish == "stop" else None
+        num_hidden = 1 if token_ids and token_ids[-1] == ended_by else 0
+        before = output.num_tokens
+        text = output.push(token_ids[:-1] if num_hidden else token_ids)
+        self._held_ids += token_ids[: output.num_tokens - before]
+        if delivery.finish is not None and output.stop is None:
+            text += output.end(num_hidden)
+        if output.stop is not None or delivery.finish is not None:
+            self._end(self._outcome_of(delivery))
+        if not text:
+            return None
+        shown, self._held_ids = self._held_ids, []
+        return TextDelta(text, shown)
+
+    def _outcome_of(self, delivery: Delivery) -> Done | EngineError:
+        stop: str | int | None = self._output.stop
+        if stop is not None:
+            return Done("stop", self.usage, stop)
+        if delivery.finish == "error":
+            kind = EngineDied if delivery.died else EngineError
+            return kind(delivery.error or "the engine failed this request")
+        if delivery.finish == "stop":
+            asked = delivery.stop_token_id in self.sampling.stop_token_ids
+            return Done("stop", self.usage, delivery.stop_token_id if asked else None)
+        return Done("length" if delivery.finish == "length" else "abort", self.usage)
+
+    def _observe(self, num_tokens: int) -> None:
+        now = self._clock()
+        if self.ttft_s is None:
+            self.ttft_s = now - self._arrived_s
+            self._metrics.tokens(num_tokens, None)
+        else:
+            self._metrics.tokens(num_tokens, now - self._last_token_s)
+        self._last_token_s = now
+
+    # --- the end ----------------------------------------------------------------------
+
+    def _end(self, outcome: Done | EngineError) -> None:
+        """Once, whoever comes first; never waits."""
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
+        self._forget_claimant()
+        if not self._mailbox.finished:
+            self._handle.abort(self._mailbox)
+        self._metrics.request_finished(self._record(outcome))
+        self._on_end(self)
+
+    def _record(self, outcome: Done | EngineError) -> RequestRecord:
+        reason: FinishReason = outcome.finish_reason if isinstance(outcome, Done) else "error"
+        decode_s = 0.0
+        if self.ttft_s is not None:
+            decode_s = self._last_token_s - self._arrived_s - self.ttft_s
+        return RequestRecord(
+            finish_reason=reason,
+            usage=self.usage,
+            max_tokens=self.sampling.max_tokens,
+            e2e_s=self._clock() - self._arrived_s,
+            ttft_s=self.ttft_s,
+            decode_s=decode_s,
+        )
+
+
+async def collect(generation: Generation) -> tuple[str, Done]:
+    """The whole text and how it ended. Raises EngineError."""
+    parts: list[str] = []
+    with generation.lease():
+        async for event in generation.events():
+            if isinstance(event, Done):
+                return "".join(parts), event
+            parts.append(event.text)
+    raise AssertionError("a generation ended without its terminal event")

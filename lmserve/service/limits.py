@@ -1,0 +1,185 @@
+"""The one validator: every limit on a request, for every route and transport.
+
+Protocol modules check types; what a value may be is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import msgspec
+
+from lmserve.errors import InvalidField, PromptTooLong
+from lmserve.messages import EngineInfo
+from lmserve.sampling import SamplingParams
+from lmserve.types import GenerateRequest
+
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1000
+MAX_STOP_TOKEN_IDS = 256
+_INT64 = 2**63
+
+# name: (least, greatest, words for people). `repetition_penalty` is above 0, as is `top_p`.
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "temperature": (0.0, 2.0, "from 0 (greedy) to 2"),
+    "top_p": (math.ulp(0.0), 1.0, "above 0 and at most 1"),
+    "min_p": (0.0, 1.0, "from 0 to 1"),
+    "repetition_penalty": (math.ulp(0.0), 2.0, "above 0 and at most 2"),
+    "presence_penalty": (-2.0, 2.0, "from -2 to 2"),
+    "frequency_penalty": (-2.0, 2.0, "from -2 to 2"),
+}
+
+
+def check_prompt(request: GenerateRequest, info: EngineInfo) -> None:
+    """Exactly one kind of prompt, not empty, of tokens that exist."""
+    kinds = (request.messages, request.text, request.token_ids)
+    given = [value for value in kinds if value is not None]
+    if len(given) != 1:
+        raise InvalidField("give exactly one of messages and prompt", param=prompt_param(request))
+    if not given[0]:
+        param = prompt_param(request)
+        raise InvalidField(f"{param} is empty: give at least one {_UNIT[param]}", param=param)
+    if request.token_ids is not None:
+        _check_ids(request.token_ids, "prompt", info.vocab_size)
+
+
+def prompt_param(request: GenerateRequest) -> str:
+    """What the client calls its prompt."""
+    return "messages" if request.messages is not None else "prompt"
+
+
+_UNIT = {"messages": "message", "prompt": "character or token"}
+
+
+def sampling_params(request: GenerateRequest, info: EngineInfo) -> SamplingParams:
+    """The request's values over the model's defaults over ours, each checked. `max_tokens` is
+    not yet cut to what fits: `fit` does that when the prompt's length is known."""
+    max_tokens, min_tokens = _token_bounds(request, info)
+    _check_stops(request)
+    _check_ids(request.stop_token_ids, "stop_token_ids", info.vocab_size)
+    if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise InvalidField(
+            f"stop_token_ids has {len(request.stop_token_ids)} ids: at most {MAX_STOP_TOKEN_IDS}",
+            param="stop_token_ids",
+        )
+    numbers = {name: _number(name, request, info) for name in _RANGES}
+    return SamplingParams(
+        **numbers,
+        top_k=_top_k(request, info),
+        seed=_seed(request.seed),
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+    )
+
+
+def fit(
+    sampling: SamplingParams, num_prompt_tokens: int, info: EngineInfo, param: str
+) -> SamplingParams:
+    """Cuts `max_tokens` to the room the prompt leaves. `param` names the prompt."""
+    limit = info.max_model_len
+    if num_prompt_tokens == 0:
+        raise InvalidField(f"{param} has no tokens: give some text", param=param)
+    room = limit - num_prompt_tokens
+    if room <= 0:
+        raise PromptTooLong(
+            f"This model's maximum context length is {limit} tokens, prompt and answer together, "
+            f"and your prompt has {num_prompt_tokens}: shorten it to at most {limit - 1} tokens, "
+            "or have the server started with a larger --session-len if the model allows it.",
+            param=param,
+        )
+    if sampling.min_tokens > room:
+        raise InvalidField(
+            f"min_tokens is {sampling.min_tokens}, but only {room} tokens fit after a prompt of "
+            f"{num_prompt_tokens} in a context of {limit}: lower it or shorten the prompt",
+            param="min_tokens",
+        )
+    if sampling.max_tokens <= room:
+        return sampling
+    return msgspec.structs.replace(sampling, max_tokens=room)
+
+
+def _token_bounds(request: GenerateRequest, info: EngineInfo) -> tuple[int, int]:
+    max_tokens, min_tokens = request.max_tokens, request.min_tokens or 0
+    if max_tokens is not None and max_tokens < 1:
+        raise InvalidField(
+            f"max_tokens is {max_tokens}: it must be at least 1; leave it out for as many as fit",
+            param="max_tokens",
+        )
+    if min_tokens < 0:
+        raise InvalidField(f"min_tokens is {min_tokens}: it must be at least 0", param="min_tokens")
+    most = info.max_model_len if max_tokens is None else max_tokens
+    if min_tokens > most:
+        raise InvalidField(
+            f"min_tokens is {min_tokens}, more than the {most} tokens the answer may have: lower "
+            "it or raise max_tokens",
+            param="min_tokens",
+        )
+    return min(most, info.max_model_len), min_tokens
+
+
+def _number(name: str, request: GenerateRequest, info: EngineInfo) -> float:
+    least, greatest, words = _RANGES[name]
+    given = getattr(request, name)
+    if given is not None:
+        # a NaN fails every comparison
+        if not least <= given <= greatest:
+            raise InvalidField(f"{name} is {given}: it must be {words}", param=name)
+        return float(given)
+    default = info.generation_defaults.get(name)
+    if default is not None and least <= default <= greatest:
+        return float(default)
+    return float(getattr(_DEFAULTS, name))
+
+
+_DEFAULTS = SamplingParams()
+
+
+def _top_k(request: GenerateRequest, info: EngineInfo) -> int:
+    """0 is off; so is the -1 that clients of other servers send."""
+    given = request.top_k
+    if given is None:
+        default = int(info.generation_defaults.get("top_k", _DEFAULTS.top_k))
+        return min(max(default, 0), info.vocab_size)
+    if not -1 <= given <= info.vocab_size:
+        raise InvalidField(
+            f"top_k is {given}: it must be from 1 to {info.vocab_size} (the vocabulary), or 0 or "
+            "-1 for off",
+            param="top_k",
+        )
+    return max(given, 0)
+
+
+def _seed(given: int | None) -> int:
+    if given is None:
+        return random.getrandbits(63)
+    if not -_INT64 <= given < _INT64:
+        raise InvalidField(
+            f"seed must be a 64-bit integer, from {-_INT64} to {_INT64 - 1}", param="seed"
+        )
+    return given
+
+
+def _check_stops(request: GenerateRequest) -> None:
+    if len(request.stop) > MAX_STOPS:
+        raise InvalidField(
+            f"stop has {len(request.stop)} strings: at most {MAX_STOPS}", param="stop"
+        )
+    for index, stop in enumerate(request.stop):
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise InvalidField(
+                f"stop[{index}] has {len(stop)} characters: it must have 1 to {MAX_STOP_CHARS}",
+                param=f"stop[{index}]",
+            )
+
+
+def _check_ids(ids: list[int] | tuple[int, ...], param: str, vocab_size: int) -> None:
+    if not ids or (min(ids) >= 0 and max(ids) < vocab_size):
+        return
+    index, id = next((i, id) for i, id in enumerate(ids) if not 0 <= id < vocab_size)
+    raise InvalidField(
+        f"{param}[{index}] is {id}: token ids go from 0 to {vocab_size - 1}",
+        param=f"{param}[{index}]",
+    )
