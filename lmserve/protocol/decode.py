@@ -1,0 +1,165 @@
+"""Request bodies to structs, with one clear message for everything that can be wrong.
+
+    bytes ─► parse_object ─► dict ─► msgspec.convert ─► struct ─► refuse_unserved ─► request
+
+The content type is not looked at: what parses as JSON is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+import orjson
+
+from lmserve.errors import InvalidField, RequestError
+from lmserve.protocol.common import UNSERVED
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+#: A JSON string, and the colon that makes it a key.
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
+_AT = re.compile(r"(.*) - at `\$\.?(.*)`", re.DOTALL)
+_KINDS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "null": "null",
+    "array": "an array",
+    "object": "an object",
+}
+
+
+def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
+    """The request in `body`, and the names of its top-level fields that nobody knows.
+
+    Raises RequestError or InvalidField, which says where and what was expected.
+    """
+    parsed = parse_object(body)
+    known = _known(kind)
+    unknown = [name for name in parsed if name not in known]
+    try:
+        request = msgspec.convert(parsed, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise _invalid(error, kind) from None
+    refuse_unserved(request)
+    return request, unknown
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`: UTF-8 without a BOM, no NaN, no key twice."""
+    if not body.strip():
+        raise RequestError("the body is empty: send a JSON object")
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise RequestError(f"the body must be a JSON object, not {_kind_of(parsed)}")
+    if _num_keys(parsed) != sum(map(bool, _STRING.findall(body))):
+        raise _duplicate(body)
+    return parsed
+
+
+def refuse_unserved(request: msgspec.Struct) -> None:
+    """Refuses fields lmserve knows but does not serve yet, unless they ask for nothing."""
+    for name, neutral in _unserved(type(request)):
+        value = getattr(request, name)
+        if value is None or any(type(value) is type(x) and value == x for x in neutral):
+            continue
+        raise InvalidField(f"{name} is not supported yet: leave it out", param=name)
+
+
+@lru_cache
+def _known(kind: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+
+
+@lru_cache
+def _unserved(kind: type[msgspec.Struct]) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return tuple(
+        (field.name, field.type.extra[UNSERVED])
+        for field in info.fields
+        if isinstance(field.type, msgspec.inspect.Metadata)
+        and field.type.extra
+        and UNSERVED in field.type.extra
+    )
+
+
+def _num_keys(value: Any) -> int:
+    """Keys in all objects of a parsed document. A loop: depth may exceed Python's own limit."""
+    total, stack = 0, [value]
+    while stack:
+        item = stack.pop()
+        if type(item) is dict:
+            total += len(item)
+            stack.extend(item.values())
+        elif type(item) is list:
+            stack.extend(item)
+    return total
+
+
+def _duplicate(body: bytes) -> RequestError:
+    """Says which key comes twice: parses again, slowly, as only the refused pay for it."""
+    twice: list[str] = []
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        parsed: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in parsed:
+                twice.append(name)
+            parsed[name] = value
+        return parsed
+
+    try:
+        json.loads(body, object_pairs_hook=check)
+    except RecursionError:
+        twice.clear()
+    if not twice:
+        return RequestError("the body has a field twice in one object")
+    return RequestError(f"the body has {twice[0][:64]!r} twice in one object", param=twice[0][:64])
+
+
+def _kind_of(value: Any) -> str:
+    name = {list: "array", type(None): "null"}.get(type(value), type(value).__name__)
+    return _KINDS[name]
+
+
+def _invalid(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> InvalidField:
+    """msgspec's message, `Expected … - at $.path`, in the words of an API."""
+    match = _AT.fullmatch(str(error))
+    text, param = (match[1], match[2]) if match else (str(error), "")
+    if match := re.fullmatch(r"Expected `(.+)`, got `(.+)`", text):
+        wanted = [_KINDS.get(name, name) for name in match[1].removesuffix(" | null").split(" | ")]
+        got = _KINDS.get(match[2], match[2])
+        got = "a boolean" if match[2] == "bool" else got
+        return InvalidField(f"{param} must be {_any_of(wanted)}, not {got}", param=param)
+    if match := re.fullmatch(r"Object missing required field `(.+)`", text):
+        param = f"{param}.{match[1]}" if param else match[1]
+        return InvalidField(f"{param} is required", param=param)
+    if match := re.fullmatch(r"Invalid enum value (.+)", text):
+        options = ", ".join(_options(kind).get(param.rpartition(".")[2], ()))
+        return InvalidField(f"{param} must be one of {options}, not {match[1][:64]}", param=param)
+    return InvalidField(f"{param}: {text}" if param else text, param=param or None)
+
+
+def _any_of(options: list[str]) -> str:
+    return options[0] if len(options) == 1 else f"{', '.join(options[:-1])} or {options[-1]}"
+
+
+@lru_cache
+def _options(kind: type[msgspec.Struct]) -> dict[str, tuple[str, ...]]:
+    """Field name to allowed values, over the schemas of `kind` and all it holds."""
+    _, components = msgspec.json.schema_components([kind], ref_template="{name}")
+    return {
+        name: tuple(schema["enum"])
+        for component in components.values()
+        for name, schema in component.get("properties", {}).items()
+        if "enum" in schema
+    }

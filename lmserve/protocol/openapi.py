@@ -1,0 +1,123 @@
+"""The OpenAPI 3.1 document, built from the route table and the structs that validate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from lmserve.protocol.errors import ErrorEvent, ErrorResponse
+
+_PHRASES = {
+    200: "OK",
+    400: "The request is wrong; `param` names the field.",
+    404: "No such model.",
+    413: "The body is over the limit.",
+    429: "A limit is reached; come back after `Retry-After` seconds.",
+    500: "The engine failed this request.",
+    503: "The engine is loading, stuck, restarting or gone.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What one route takes and gives, for the document."""
+
+    id: str
+    summary: str
+    tag: str
+    description: str = ""
+    request: type[msgspec.Struct] | None = None
+    example: dict[str, Any] | None = None  # of the request
+    response: type[msgspec.Struct] | None = None  # None: `content_type` says what comes
+    stream: type[msgspec.Struct] | None = None  # the chunk, where the answer may be streamed
+    content_type: str = "text/plain"
+    statuses: tuple[int, ...] = ()  # besides 200
+    failure: type[msgspec.Struct] = ErrorResponse  # what comes with them
+
+
+def plain_path(path: str) -> str:
+    """`/v1/models/{id:.+}` as OpenAPI writes it: `/v1/models/{id}`."""
+    return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path)
+
+
+def document(operations: Iterable[tuple[str, str, Operation]], version: str) -> dict[str, Any]:
+    """The document for (method, path, operation) triples."""
+    operations = list(operations)
+    kinds = {
+        kind: None  # a dict for its order
+        for _, _, op in operations
+        for kind in (op.request, op.response, op.stream, op.failure)
+        if kind is not None
+    }
+    structs = [*kinds, ErrorEvent]
+    refs, components = msgspec.json.schema_components(
+        structs, ref_template="#/components/schemas/{name}"
+    )
+    schemas = dict(zip(structs, refs, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, op in operations:
+        paths.setdefault(plain_path(path), {})[method.lower()] = _operation(path, op, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "lmserve",
+            "version": version,
+            "description": "One language model for many people: OpenAI's and LMDeploy's routes.",
+        },
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(path: str, op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+    responses = {"200": {"description": _PHRASES[200], "content": _content(op, schemas)}}
+    for status in op.statuses:
+        responses[str(status)] = {
+            "description": _PHRASES[status],
+            "content": {"application/json": {"schema": schemas[op.failure]}},
+        }
+    document: dict[str, Any] = {
+        "operationId": op.id,
+        "summary": op.summary,
+        "tags": [op.tag],
+        "responses": responses,
+    }
+    if op.description:
+        document["description"] = op.description
+    if names := re.findall(r"\{(\w+)", path):
+        document["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
+        ]
+    if op.request is not None:
+        media: dict[str, Any] = {"schema": schemas[op.request]}
+        if op.example is not None:
+            media["example"] = op.example
+        document["requestBody"] = {"required": True, "content": {"application/json": media}}
+    return document
+
+
+def _content(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+    if op.response is None:
+        return {op.content_type: {"schema": {"type": "string"}}}
+    content: dict[str, Any] = {"application/json": {"schema": schemas[op.response]}}
+    if op.stream is not None:
+        chunk, error = schemas[op.stream]["$ref"], schemas[ErrorEvent]["$ref"]
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": f"With `stream`: events `data: <json>`, each a {_name(chunk)}, or "
+                f"one {_name(error)} where the answer fails; then `data: [DONE]`.",
+                "contentMediaType": "application/json",
+                "contentSchema": {"anyOf": [schemas[op.stream], schemas[ErrorEvent]]},
+            }
+        }
+    return content
+
+
+def _name(ref: str) -> str:
+    return ref.rpartition("/")[2]

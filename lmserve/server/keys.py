@@ -1,0 +1,16 @@
+"""Everything the application holds, by key."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from lmserve.bridge.handle import EngineHandle
+from lmserve.service.generate import Service
+from lmserve.service.metrics import Metrics
+from lmserve.settings import Settings
+
+SETTINGS = web.AppKey("settings", Settings)
+HANDLE = web.AppKey("handle", EngineHandle)
+SERVICE = web.AppKey("service", Service)
+METRICS = web.AppKey("metrics", Metrics)
+OPENAPI = web.AppKey("openapi", bytes)

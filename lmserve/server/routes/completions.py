@@ -1,0 +1,89 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from uuid import uuid4
+
+from aiohttp import web
+
+from lmserve.protocol.completions import (
+    CompletionRequest,
+    CompletionResponse,
+    CompletionStreamResponse,
+)
+from lmserve.protocol.encode import DONE, CompletionEncoder, Head, completion_response
+from lmserve.protocol.openapi import Operation
+from lmserve.server import body, sse
+from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server.routes.merge import merge
+from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
+from lmserve.service.generate import Generation, collect
+from lmserve.types import TextDelta, Usage
+
+
+async def completions(request: web.Request) -> web.StreamResponse:
+    app = request.app
+    asked = await body.read(request, CompletionRequest)
+    with ExitStack() as leases:
+        generations = []
+        for prompt in asked.to_generate():
+            generation = await app[SERVICE].generate(prompt)
+            leases.enter_context(generation.lease())
+            generations.append(generation)
+        first = generations[0]
+        head = Head(f"cmpl-{uuid4().hex}", int(first.created), first.model)
+        if asked.stream:
+            encoder = CompletionEncoder(head, include_usage=asked.include_usage)
+            chunks = stream_chunks(generations, encoder, asked.include_usage)
+            return await sse.send(request, chunks, app[SETTINGS].server.write_timeout_s)
+        answers = [await collect(generation) for generation in generations]
+        return json_response(
+            completion_response(
+                head,
+                [(text, done.finish_reason) for text, done in answers],
+                [done.usage for _, done in answers],
+            )
+        )
+
+
+async def stream_chunks(
+    generations: list[Generation], encoder: CompletionEncoder, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """Chunks of all prompts as they come; the last of all also ends the stream."""
+    usages: list[Usage] = []
+    async with aclosing(merge([generation.events() for generation in generations])) as events:
+        async for index, event in events:
+            if isinstance(event, TextDelta):
+                if event.text:
+                    yield encoder.delta(index, event.text)
+                continue
+            usages.append(event.usage)
+            end = b""
+            if len(usages) == len(generations):
+                end = (encoder.usage(*usages) if include_usage else b"") + DONE
+            yield encoder.final(index, event.finish_reason) + end
+
+
+ROUTES = [
+    Route(
+        "POST",
+        "/v1/completions",
+        completions,
+        Operation(
+            id="completions_v1",
+            summary="Continue a text",
+            tag="generate",
+            request=CompletionRequest,
+            example={
+                "model": "SmolLM2-135M-Instruct",
+                "prompt": "two steps to build a house:",
+                "max_tokens": 32,
+            },
+            response=CompletionResponse,
+            stream=CompletionStreamResponse,
+            statuses=GENERATE_STATUSES,
+        ),
+    )
+]

@@ -1,0 +1,81 @@
+"""GET /health, /metrics, /version and /openapi.json: for those who run the server."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from lmserve import __version__
+from lmserve.protocol.health import HealthResponse, VersionResponse
+from lmserve.protocol.openapi import Operation
+from lmserve.server.keys import HANDLE, METRICS, OPENAPI
+from lmserve.server.routes.route import Route, json_response
+from lmserve.service.metrics import CONTENT_TYPE
+
+
+async def health(request: web.Request) -> web.Response:
+    seen = request.app[HANDLE].health()
+    body = HealthResponse(status=seen.state, reason=seen.reason, heard_s=round(seen.heard_s, 3))
+    return json_response(msgspec.json.encode(body), 200 if seen.ok else 503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    return web.Response(body=request.app[METRICS].render(), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def version(request: web.Request) -> web.Response:
+    return json_response(msgspec.json.encode(VersionResponse(version=__version__)))
+
+
+async def openapi(request: web.Request) -> web.Response:
+    return json_response(request.app[OPENAPI])
+
+
+ROUTES = [
+    Route(
+        "GET",
+        "/health",
+        health,
+        Operation(
+            id="health",
+            summary="Whether the engine answers",
+            tag="operation",
+            description="200 when the engine's loop answered lately and no step is stuck.",
+            response=HealthResponse,
+            statuses=(503,),
+            failure=HealthResponse,
+        ),
+    ),
+    Route(
+        "GET",
+        "/metrics",
+        metrics,
+        Operation(
+            id="metrics",
+            summary="Prometheus metrics, under vLLM's names",
+            tag="operation",
+        ),
+    ),
+    Route(
+        "GET",
+        "/version",
+        version,
+        Operation(
+            id="version",
+            summary="lmserve's version",
+            tag="operation",
+            response=VersionResponse,
+        ),
+    ),
+    Route(
+        "GET",
+        "/openapi.json",
+        openapi,
+        Operation(
+            id="openapi",
+            summary="This document",
+            tag="operation",
+            content_type="application/json",
+        ),
+    ),
+]

@@ -1,0 +1,14 @@
+"""Every route there is: what is not in this table is neither served nor documented."""
+
+from __future__ import annotations
+
+from lmserve.server.routes import chat, completions, models, operation, pages
+from lmserve.server.routes.route import Route
+
+TABLE: tuple[Route, ...] = (
+    *models.ROUTES,
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *operation.ROUTES,
+    *pages.ROUTES,
+)

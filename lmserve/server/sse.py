@@ -1,0 +1,105 @@
+"""Server-sent events: one response, one writer, one write a step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from aiohttp import web
+
+from lmserve.errors import LmserveError
+from lmserve.protocol.encode import DONE
+from lmserve.protocol.errors import error_event
+from lmserve.server.middlewares import bug
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class EventStream:
+    """The response, started by its first write. A client that takes no bytes for
+    `write_timeout_s` is dropped: its connection ends, which cancels the handler."""
+
+    def __init__(self, request: web.Request, write_timeout_s: float):
+        self._request = request
+        self._write_timeout_s = write_timeout_s
+        self._response = web.StreamResponse(headers=HEADERS)
+        self._writing_since: float | None = None
+        self._loop = asyncio.get_running_loop()
+        # one timer a stream, looking every so often, costs less than a timeout a write
+        self._timer = self._loop.call_later(write_timeout_s, self._look)
+
+    @property
+    def started(self) -> bool:
+        return self._response.prepared
+
+    async def write(self, data: bytes) -> None:
+        self._writing_since = self._loop.time()
+        if not self._response.prepared:
+            await self._response.prepare(self._request)
+        await self._response.write(data)
+        self._writing_since = None
+
+    async def end(self) -> web.StreamResponse:
+        self._writing_since = self._loop.time()
+        await self._response.write_eof()
+        return self._response
+
+    def close(self) -> None:
+        """Stops watching the writes."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        wait_s = self._write_timeout_s
+        if self._writing_since is not None:
+            wait_s += self._writing_since - self._loop.time()
+            if wait_s <= 0:
+                self._drop()
+                return
+        self._timer = self._loop.call_later(wait_s, self._look)
+
+    def _drop(self) -> None:
+        logger.warning("dropping a client that read nothing for %.0f s", self._write_timeout_s)
+        transport = self._request.transport
+        if transport is not None:
+            transport.abort()
+
+
+async def send(
+    request: web.Request, chunks: AsyncGenerator[bytes, None], write_timeout_s: float
+) -> web.StreamResponse:
+    """Sends the chunks; the last of them ends with `[DONE]`.
+
+    What fails before the first chunk is raised, so that it gets its status; what fails later is
+    told as an event. Cancelled when the client leaves, even while nothing is written.
+    """
+    stream = EventStream(request, write_timeout_s)
+    try:
+        async with aclosing(chunks):
+            try:
+                async for chunk in chunks:
+                    await stream.write(chunk)
+            except ConnectionResetError:
+                raise
+            except LmserveError as error:
+                await _tell(stream, error)
+            except Exception:
+                if not stream.started:
+                    raise
+                await _tell(stream, bug(request))
+        return await stream.end()
+    finally:
+        stream.close()
+
+
+async def _tell(stream: EventStream, error: LmserveError) -> None:
+    if not stream.started:
+        raise error
+    await stream.write(error_event(error) + DONE)

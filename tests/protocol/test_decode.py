@@ -1,0 +1,207 @@
+"""Every way a body can be wrong has one message that names the field."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmserve.errors import InvalidField, RequestError
+from lmserve.protocol.chat import ChatCompletionRequest
+from lmserve.protocol.completions import CompletionRequest
+from lmserve.protocol.decode import decode, parse_object
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+TEXT: dict[str, Any] = {"model": "m", "prompt": "hi"}
+
+
+def chat(**fields: Any) -> ChatCompletionRequest:
+    return decode(json.dumps(CHAT | fields).encode(), ChatCompletionRequest)[0]
+
+
+def completion(**fields: Any) -> CompletionRequest:
+    return decode(orjson.dumps(TEXT | fields), CompletionRequest)[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b"{", "not valid JSON"),
+        (b'{"a": NaN}', "not valid JSON"),
+        (b'{"a": Infinity}', "not valid JSON"),
+        (b'{"a": 1e999}', "not valid JSON"),
+        (b'{"a": "\\ud800"}', "not valid JSON"),
+        (b'{"a": "\xff"}', "not valid JSON"),
+        (b'\xef\xbb\xbf{"a": 1}', "BOM"),
+        (b'{"a": 1} x', "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"a":' * 100_000, "not valid JSON"),
+        (b"[1]", "not an array"),
+        (b'"a"', "not a string"),
+        (b"null", "not null"),
+        (b"true", "not true or false"),
+        (b"1", "not an integer"),
+        (b'{"model": "a", "model": "b"}', "'model' twice"),
+        (b'{"messages": [{"role": "user", "role": "system"}]}', "'role' twice"),
+        (b'{"a": 1, "\\u0061": 2}', "'a' twice"),
+        (b'{"a": 1, "a": ' + b"[" * 1000 + b"]" * 1000 + b"}", "twice"),
+    ],
+)
+def test_a_body_that_is_no_object(body: bytes, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        parse_object(body)
+    assert caught.value.status == 400
+    assert len(caught.value.message) < 200
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    ).map(lambda value: {"k": value})
+)
+def test_every_object_without_duplicates_parses(value: dict[str, Any]) -> None:
+    assert parse_object(orjson.dumps(value)) == value
+
+
+def test_keys_that_look_like_text_and_text_that_looks_like_keys() -> None:
+    body = {'a"b': '"c": "d"', "e\\": {"f": ':"g":'}, '"': ["h", ":", '":']}
+    assert parse_object(orjson.dumps(body)) == body
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "says"),
+    [
+        ({"temperature": "1"}, "temperature", "must be a number, not a string"),
+        ({"temperature": True}, "temperature", "not a boolean"),
+        ({"temperature": []}, "temperature", "not an array"),
+        ({"max_tokens": 1.5}, "max_tokens", "must be an integer, not a number"),
+        ({"max_tokens": True}, "max_tokens", "not a boolean"),
+        ({"max_completion_tokens": "5"}, "max_completion_tokens", "must be an integer"),
+        ({"top_k": 2.0}, "top_k", "must be an integer"),
+        ({"seed": 10**30}, "seed", "must be an integer"),
+        ({"stream": 1}, "stream", "must be true or false, not an integer"),
+        ({"stream": "true"}, "stream", "must be true or false"),
+        ({"stop": 5}, "stop", "must be a string or an array"),
+        ({"stop": ["a", 5]}, "stop[1]", "must be a string"),
+        ({"stop": ["a", None]}, "stop[1]", "not null"),
+        ({"stop_token_ids": [1, "2"]}, "stop_token_ids[1]", "must be an integer"),
+        ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage", "true or"),
+        ({"stream_options": []}, "stream_options", "must be an object"),
+        ({"model": 1}, "model", "must be a string"),
+        ({"messages": None}, "messages", "must be"),
+        ({"messages": {}}, "messages", "must be"),
+        ({"messages": ["a"]}, "messages[0]", "must be an object"),
+        ({"messages": [{}]}, "messages[0].role", "is required"),
+        ({"messages": [{"role": "bard"}]}, "messages[0].role", "must be one of"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "must be"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]},
+            "messages[0].content[0].text",
+            "must be a string",
+        ),
+        ({"n": "1"}, "n", "must be an integer"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs", "must be an object"),
+    ],
+)
+def test_wrong_types(fields: dict[str, Any], param: str, says: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        chat(**fields)
+    assert caught.value.param == param
+    assert says in caught.value.message
+    assert caught.value.message.startswith(param)
+    assert "`" not in caught.value.message
+
+
+def test_an_enum_value_cannot_forge_the_path() -> None:
+    with pytest.raises(InvalidField) as caught:
+        chat(messages=[{"role": "x - at `$.model`"}])
+    assert caught.value.param == "messages[0].role"
+
+
+def test_missing_fields() -> None:
+    with pytest.raises(InvalidField, match="messages is required"):
+        decode(b'{"model": "m"}', ChatCompletionRequest)
+    with pytest.raises(InvalidField, match="prompt is required"):
+        decode(b'{"model": "m"}', CompletionRequest)
+
+
+@pytest.mark.parametrize("kind", [ChatCompletionRequest, CompletionRequest])
+def test_null_is_absent_in_every_optional_field(kind: type[Any]) -> None:
+    required = CHAT if kind is ChatCompletionRequest else TEXT
+    optional = set(kind.__struct_fields__) - set(required) | {"model"}
+    nulls = dict.fromkeys(optional)
+    request, unknown = decode(orjson.dumps(required | nulls), kind)
+    bare, _ = decode(orjson.dumps({k: v for k, v in required.items() if k != "model"}), kind)
+    assert unknown == []
+    assert request.to_generate() == bare.to_generate()
+
+
+def test_unknown_fields_are_named() -> None:
+    request, unknown = decode(orjson.dumps(CHAT | {"foo": 1, "kwargs": {}}), ChatCompletionRequest)
+    assert unknown == ["foo", "kwargs"]
+    assert request.to_generate() == chat().to_generate()
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "asking"),
+    [
+        ("n", 1, 2),
+        ("n", 1, 0),
+        ("tools", [], [{"type": "function"}]),
+        ("tool_choice", "none", "required"),
+        ("tool_choice", "auto", {"type": "function", "function": {"name": "f"}}),
+        ("functions", [], [{}]),
+        ("response_format", {"type": "text"}, {"type": "json_object"}),
+        ("logprobs", False, True),
+        ("top_logprobs", 0, 5),
+        ("logit_bias", {}, {"5": 1}),
+        ("modalities", ["text"], ["audio"]),
+        ("guided_json", {}, {"type": "object"}),
+        ("guided_regex", "", "a+"),
+        ("structured_outputs", {}, {"regex": "a"}),
+        ("chat_template", "", "{{ 1 }}"),
+        ("continue_final_message", False, True),
+        ("include_stop_str_in_output", False, True),
+    ],
+)
+def test_what_is_not_served_is_refused_unless_it_asks_for_nothing(
+    name: str, neutral: Any, asking: Any
+) -> None:
+    assert chat(**{name: neutral}).to_generate() == chat().to_generate()
+    with pytest.raises(InvalidField, match="not supported yet") as caught:
+        chat(**{name: asking})
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "asking"),
+    [
+        ("best_of", 1, 2),
+        ("echo", False, True),
+        ("suffix", "", "end"),
+        ("logprobs", False, 0),
+        ("logprobs", None, 3),
+    ],
+)
+def test_what_completions_do_not_serve(name: str, neutral: Any, asking: Any) -> None:
+    assert completion(**{name: neutral}).to_generate() == completion().to_generate()
+    with pytest.raises(InvalidField, match="not supported yet") as caught:
+        completion(**{name: asking})
+    assert caught.value.param == name
+
+
+def test_every_request_field_is_described() -> None:
+    import msgspec
+
+    for kind in (ChatCompletionRequest, CompletionRequest):
+        schema = msgspec.json.schema(kind)
+        properties = schema["$defs"][kind.__name__]["properties"]
+        bare = [name for name, field in properties.items() if not field.get("description")]
+        assert bare == []

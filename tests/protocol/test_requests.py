@@ -1,0 +1,129 @@
+"""Requests of the wire as the service reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from lmserve.errors import InvalidField
+from lmserve.protocol.chat import ChatCompletionRequest
+from lmserve.protocol.completions import MAX_PROMPTS, CompletionRequest
+from lmserve.types import GenerateRequest
+
+
+def chat(messages: Any, **fields: Any) -> GenerateRequest:
+    return msgspec.convert({"messages": messages, **fields}, ChatCompletionRequest).to_generate()
+
+
+def completion(prompt: Any, **fields: Any) -> list[GenerateRequest]:
+    return msgspec.convert({"prompt": prompt, **fields}, CompletionRequest).to_generate()
+
+
+def test_all_fields_arrive() -> None:
+    request = chat(
+        [{"role": "user", "content": "hi"}],
+        model="m",
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        seed=4,
+        max_tokens=5,
+        min_tokens=2,
+        stop=["a", "b"],
+        stop_token_ids=[8],
+        ignore_eos=True,
+        skip_special_tokens=False,
+        chat_template_kwargs={"x": 1},
+    )
+    assert request == GenerateRequest(
+        model="m",
+        messages=[{"role": "user", "content": "hi"}],
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.2,
+        frequency_penalty=0.3,
+        seed=4,
+        max_tokens=5,
+        min_tokens=2,
+        stop=("a", "b"),
+        stop_token_ids=(8,),
+        ignore_eos=True,
+        skip_special_tokens=False,
+        chat_template_kwargs={"x": 1},
+    )
+
+
+def test_newer_names_win() -> None:
+    message = [{"role": "user", "content": "hi"}]
+    assert chat(message, max_tokens=5, max_completion_tokens=6).max_tokens == 6
+    assert chat(message, max_completion_tokens=6).max_tokens == 6
+    assert chat(message, min_new_tokens=3).min_tokens == 3
+    assert chat(message, min_new_tokens=3, min_tokens=0).min_tokens == 0
+    assert chat(message, stop="x").stop == ("x",)
+
+
+def test_content_becomes_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = chat(
+        [
+            {"role": "developer", "content": "be brief"},
+            {"role": "user", "content": parts, "name": "Ann"},
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            {"role": "tool", "content": "4", "tool_call_id": "1"},
+        ]
+    )
+    assert request.messages == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a\nb", "name": "Ann"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "messages[0].content[0].type",
+        ),
+    ],
+)
+def test_messages_that_cannot_be_rendered(messages: Any, param: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        chat(messages)
+    assert caught.value.param == param
+
+
+def test_a_string_of_messages_is_sent_as_it_is() -> None:
+    request = chat("raw")
+    assert (request.text, request.messages) == ("raw", None)
+
+
+def test_prompts() -> None:
+    assert [r.text for r in completion("a")] == ["a"]
+    assert [r.text for r in completion(["a", "b"])] == ["a", "b"]
+    assert [r.token_ids for r in completion([1, 2])] == [[1, 2]]
+    assert [r.token_ids for r in completion([[1], [2, 3]])] == [[1], [2, 3]]
+    assert completion("a")[0].max_tokens == 16
+    assert completion("a", max_tokens=0)[0].max_tokens == 0  # refused by the validator
+
+
+@pytest.mark.parametrize("prompt", [[], ["a", 1], [1, [2]], ["a"] * (MAX_PROMPTS + 1)])
+def test_prompts_that_make_no_sense(prompt: Any) -> None:
+    with pytest.raises(InvalidField) as caught:
+        completion(prompt)
+    assert caught.value.param == "prompt"

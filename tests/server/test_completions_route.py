@@ -1,0 +1,100 @@
+"""POST /v1/completions over the application."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp.test_utils import TestClient
+
+from lmserve.messages import unpack_ids
+from lmserve.server.routes.merge import merge
+
+URL = "/v1/completions"
+
+
+def chunks(stream: str) -> list[dict[str, Any]]:
+    assert stream.endswith("data: [DONE]\n\n")
+    return [orjson.loads(event[6:]) for event in stream.split("\n\n")[:-2]]
+
+
+async def test_a_text(client: TestClient, fake: Any) -> None:
+    fake.will_say("Hel", "lo")
+    body = await (await client.post(URL, json={"model": "mock", "prompt": "hi"})).json()
+    assert body["id"].startswith("cmpl-")
+    assert body["object"] == "text_completion"
+    assert body["choices"] == [
+        {"index": 0, "text": "Hello", "logprobs": None, "finish_reason": "stop"}
+    ]
+    assert fake.submits[0].sampling.max_tokens == 16
+
+
+async def test_token_ids(client: TestClient, fake: Any) -> None:
+    await client.post(URL, json={"prompt": [104, 105], "max_tokens": 1})
+    assert unpack_ids(fake.submits[0].token_ids) == [104, 105]
+
+
+async def test_several_prompts_keep_their_order(client: TestClient, fake: Any) -> None:
+    fake.will_say("a", "a", "a").will_say("b")
+    body = await (await client.post(URL, json={"prompt": ["x", "yy"]})).json()
+    assert [(c["index"], c["text"]) for c in body["choices"]] == [(0, "aaa"), (1, "b")]
+    assert body["usage"]["prompt_tokens"] == 3
+
+
+@pytest.mark.parametrize("include_usage", [False, True])
+async def test_several_prompts_stream(client: TestClient, fake: Any, include_usage: bool) -> None:
+    fake.will_say("a", "b", "c").will_say("d")
+    request = {
+        "prompt": ["x", "y"],
+        "stream": True,
+        "stream_options": {"include_usage": include_usage},
+    }
+    got = chunks(await (await client.post(URL, json=request)).text())
+    usages = [chunk["usage"] for chunk in got if chunk.get("usage")]
+    choices = [choice for chunk in got for choice in chunk["choices"]]
+    for index, text in ((0, "abc"), (1, "d")):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert "".join(choice["text"] for choice in own) == text
+        assert [choice["finish_reason"] for choice in own][-1] == "stop"
+        assert all(choice["finish_reason"] is None for choice in own[:-1])
+    assert [usage["prompt_tokens"] for usage in usages] == ([2] if include_usage else [])
+
+
+async def test_one_failing_prompt_ends_the_call(client: TestClient, fake: Any) -> None:
+    fake.will_hang("a").will_fail("out of luck")
+    response = await client.post(URL, json={"prompt": ["x", "y"], "stream": True})
+    assert b"out of luck" in await response.read()
+    assert len(fake.aborts) == 1
+
+
+async def test_a_refused_prompt_ends_its_neighbours(client: TestClient, fake: Any) -> None:
+    fake.will_hang("a")
+    response = await client.post(URL, json={"prompt": ["x", ""]})
+    assert response.status == 400
+    assert (await response.json())["error"]["param"] == "prompt"
+    assert len(fake.aborts) == len(fake.submits) == 1
+
+
+async def test_merge_leaves_no_task() -> None:
+    async def count(last: int) -> Any:
+        for i in range(last):
+            yield i
+
+    async def never() -> Any:
+        await asyncio.Event().wait()
+        yield
+
+    before = asyncio.all_tasks()
+    assert sorted([x async for x in merge([count(2), count(3)])]) == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
+    merged = merge([never(), count(1)])
+    assert await anext(merged) == (1, 0)
+    await merged.aclose()
+    assert asyncio.all_tasks() == before

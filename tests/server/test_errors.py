@@ -1,0 +1,185 @@
+"""Bad input: one clear answer, in both dialects, and nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import logging
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import TestClient
+
+from lmserve.errors import Overloaded
+from lmserve.server.lifecycle import Server
+
+CHAT = "/v1/chat/completions"
+HELLO: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def refusal(response: Any, status: int) -> dict[str, Any]:
+    """The error, which must be the same in both dialects."""
+    assert response.status == status
+    assert response.content_type == "application/json"
+    body = orjson.loads(await response.read())
+    error = body["error"]
+    assert body["object"] == "error"
+    assert body["code"] == status
+    for key in ("message", "type", "param"):
+        assert body[key] == error[key]
+    assert "\n" not in error["message"]
+    assert "Traceback" not in error["message"]
+    return dict(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 1e308}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1e30}, "max_tokens"),
+        ({"min_tokens": 9, "max_tokens": 5}, "min_tokens"),
+        ({"seed": 2**64 - 1}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": [2**31]}, "stop_token_ids"),
+        ({"messages": []}, "messages"),
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
+    ],
+)
+async def test_fields_out_of_range(
+    client: TestClient, fake: Any, fields: dict[str, Any], param: str
+) -> None:
+    error = await refusal(await client.post(CHAT, json=HELLO | fields), 400)
+    assert error["param"].startswith(param)
+    assert error["type"] == "invalid_request_error"
+    assert fake.submits == []
+
+
+async def test_unknown_model(client: TestClient) -> None:
+    error = await refusal(await client.post(CHAT, json=HELLO | {"model": "gpt"}), 404)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+    await refusal(await client.get("/v1/models/a/b"), 404)
+
+
+async def test_any_content_type_that_parses(client: TestClient, fake: Any) -> None:
+    form = "application/x-www-form-urlencoded"  # what curl -d sends
+    response = await client.post(CHAT, data=orjson.dumps(HELLO), headers={"Content-Type": form})
+    assert response.status == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 5000])
+async def test_bodies_that_are_no_request(client: TestClient, body: bytes) -> None:
+    for url in (CHAT, "/v1/completions"):
+        await refusal(await client.post(url, data=body), 400)
+
+
+async def test_oversize_bodies(client: TestClient, settings: Any) -> None:
+    limit = settings.server.max_body_bytes
+    error = await refusal(await client.post(CHAT, data=io.BytesIO(b"x" * (limit + 1))), 413)
+    assert str(limit) in error["message"]
+
+    async def chunked() -> Any:  # no content length to look at
+        for _ in range(limit // 2**20 + 1):
+            yield b" " * 2**20
+
+    await refusal(await client.post(CHAT, data=chunked()), 413)
+
+
+async def test_compressed_bodies_are_not_read(server: Server, fake: Any) -> None:
+    """So there is no bomb to defuse."""
+    headers = {"Content-Encoding": "gzip"}
+    async with ClientSession(server.url) as session:
+        for body in (gzip.compress(orjson.dumps(HELLO)), b"not gzip"):
+            error = await refusal(await session.post(CHAT, data=body, headers=headers), 400)
+            assert "Content-Encoding" in error["message"]
+    assert fake.submits == []
+
+
+async def test_large_bodies_are_decoded_too(client: TestClient, fake: Any) -> None:
+    body = HELLO | {"foo": "x" * 300_000}
+    assert (await client.post(CHAT, json=body)).status == 200
+    assert len(fake.submits) == 1
+
+
+async def test_routes_and_methods(client: TestClient) -> None:
+    await refusal(await client.get("/nothing"), 404)
+    await refusal(await client.get("/line%0abreak"), 404)
+    await refusal(await client.session.get(f"{client.make_url('/')}/v1/models"), 404)
+    refused = await client.get(CHAT)
+    error = await refusal(refused, 405)
+    assert "POST" in error["message"]
+    assert refused.headers["Allow"] == "POST, OPTIONS"
+    options = await client.options(CHAT)
+    assert (options.status, options.headers["Allow"]) == (204, "POST, OPTIONS")
+    head = await client.head("/v1/models")
+    assert (head.status, await head.read()) == (200, b"")
+
+
+async def test_request_ids(client: TestClient) -> None:
+    given = await client.get("/version", headers={"X-Request-Id": "abc-1"})
+    assert given.headers["X-Request-Id"] == "abc-1"
+    for bad in ("x" * 129, "a b", "ü"):
+        made = await client.get("/nothing", headers={"X-Request-Id": bad})
+        assert len(made.headers["X-Request-Id"]) == 32
+    stream = await client.post(
+        CHAT, json=HELLO | {"stream": True, "max_tokens": 1}, headers={"X-Request-Id": "s"}
+    )
+    assert stream.headers["X-Request-Id"] == "s"
+
+
+async def test_a_bug_is_logged_and_not_told(
+    client: TestClient, fake: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def submit(*_: Any) -> None:
+        raise ZeroDivisionError("the secret")
+
+    monkeypatch.setattr(fake, "submit", submit)
+    response = await client.post(CHAT, json=HELLO, headers={"X-Request-Id": "r-1"})
+    error = await refusal(response, 500)
+    assert "r-1" in error["message"]
+    assert "secret" not in error["message"]
+    assert "ZeroDivisionError" in caplog.text
+    assert "r-1" in caplog.text
+
+
+async def test_overload_says_when_to_come_back(
+    client: TestClient, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def submit(*_: Any) -> None:
+        raise Overloaded("full", retry_after_s=7)
+
+    monkeypatch.setattr(fake, "submit", submit)
+    response = await client.post(CHAT, json=HELLO)
+    error = await refusal(response, 429)
+    assert response.headers["Retry-After"] == "7"
+    assert error["type"] == "overloaded_error"
+
+
+async def test_unknown_fields_are_logged_once_and_counted(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        await client.post(CHAT, json=HELLO | {"frobnicate": 1, "max_tokens": 1})
+    named = [r for r in caplog.records if "frobnicate" in r.getMessage()]
+    assert len(named) == 1
+    text = await (await client.get("/metrics")).text()
+    assert 'field="frobnicate"' in text
+
+
+async def test_the_access_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lmserve.access"):
+        await client.get("/version", headers={"X-Request-Id": "seen"})
+        await asyncio.sleep(0)
+    line = next(r.getMessage() for r in caplog.records if r.name == "lmserve.access")
+    assert line.startswith("GET /version 200 ")
+    assert line.endswith(" seen")
