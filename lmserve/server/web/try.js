@@ -1,0 +1,80 @@
+// The "try it" box of an operation: really sends the request and shows what comes back.
+
+import { el } from "./dom.js";
+
+const SHOWN_HEADERS = ["content-type", "content-length", "x-request-id", "retry-after", "allow", "server"];
+
+function fieldOf(parameter) {
+  const input = el("input", { name: parameter.name, placeholder: parameter.required ? "required" : "" });
+  return el("label", { class: "parameter" }, el("code", {}, parameter.name), input);
+}
+
+/** The path with its `{names}` filled in and the query after it. */
+function fillPath(path, parameters, form) {
+  const query = new URLSearchParams();
+  for (const { name, in: place } of parameters) {
+    const value = form.elements[name]?.value ?? "";
+    if (place === "path") path = path.replace(`{${name}}`, encodeURIComponent(value));
+    else if (place === "query" && value) query.set(name, value);
+  }
+  return query.size ? `${path}?${query}` : path;
+}
+
+function describe(response, ms) {
+  const headers = SHOWN_HEADERS.filter((name) => response.headers.has(name));
+  const lines = headers.map((name) => `${name}: ${response.headers.get(name)}`);
+  return [`${response.status} ${response.statusText} · headers after ${Math.round(ms)} ms`, ...lines].join("\n");
+}
+
+function pretty(text) {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2);
+  } catch {
+    return text;
+  }
+}
+
+/** Send, and show the answer in `head` and `body` as it arrives. */
+async function exchange(path, options, head, body) {
+  const started = performance.now();
+  const response = await fetch(path, options);
+  head.textContent = describe(response, performance.now() - started);
+  head.dataset.ok = String(response.ok);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    body.append(part.value);
+    body.scrollTop = body.scrollHeight;
+  }
+  if (response.headers.get("content-type")?.includes("json")) body.textContent = pretty(body.textContent);
+}
+
+export function tryBox(operation, example) {
+  const parameters = operation.parameters.filter(({ in: place }) => place !== "header");
+  const area = example && el("textarea", { name: "body", rows: "9", spellcheck: "false", "aria-label": "Request body" });
+  if (area) area.value = JSON.stringify(example, null, 2);
+  const send = el("button", { class: "button primary", type: "submit" }, "Send");
+  const head = el("pre", { class: "answer-head", hidden: true });
+  const body = el("pre", { class: "answer-body", hidden: true, tabindex: "0", "aria-label": "Response body" });
+  let controller = null;
+
+  const submit = async (event) => {
+    event.preventDefault();
+    if (controller) return controller.abort();
+    controller = new AbortController();
+    send.textContent = "Stop";
+    head.hidden = body.hidden = false;
+    head.textContent = "…";
+    body.textContent = "";
+    const options = { method: operation.method, signal: controller.signal, cache: "no-store" };
+    if (area) Object.assign(options, { body: area.value, headers: { "Content-Type": "application/json" } });
+    try {
+      await exchange(fillPath(operation.path, parameters, form), options, head, body);
+    } catch (error) {
+      head.append(controller.signal.aborted ? "\nstopped" : `\n${error.message}`);
+    }
+    controller = null;
+    send.textContent = "Send";
+  };
+  const form = el("form", { class: "try", onsubmit: submit }, parameters.map(fieldOf), area, send, head, body);
+  return form;
+}
