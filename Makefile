@@ -1,0 +1,70 @@
+# lmserve: `make serve` serves, `make test` tests. Both set up .venv first, once.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+ARGS   ?=
+
+# The torch of a CPU set-up: pinned in pyproject.toml, extra `cpu`.
+TORCH := $(shell sed -n 's/^cpu = .*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+# Where pip takes torch from; empty: where pip is configured to look.
+TORCH_INDEX_URL ?=
+
+# Set-up is done again only when pyproject.toml changes.
+SERVE_READY := $(VENV)/.ready-to-serve
+DEV_READY   := $(VENV)/.ready-to-develop
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow check lint format bench venv clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(SERVE_READY) ## Set up and serve the default model: make serve ARGS="--server-port 8000"
+	$(BIN)/lmserve serve api_server $(ARGS)
+
+test: check ## Set up, check and test: make test ARGS="-k config"
+	$(BIN)/pytest $(ARGS)
+
+test-slow: $(DEV_READY) ## Run the slow tests, and only those
+	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
+
+check: lint ## Lint, formatting, types, import rules
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lint: $(DEV_READY) ## Lint and formatting only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV_READY) ## Format the code and apply the safe fixes
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(DEV_READY) ## Measure the front end alone: mock engine against a bare handler
+	$(BIN)/python bench/frontend.py $(ARGS)
+
+venv: $(DEV_READY) ## Set up .venv alone
+
+clean: ## Remove .venv, caches and build outputs
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'lmserve needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(SERVE_READY): pyproject.toml | $(BIN)/python
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	elif [ -n '$(TORCH_INDEX_URL)' ]; then set -x; \
+		$(BIN)/python -m pip install --index-url '$(TORCH_INDEX_URL)' '$(TORCH)'; \
+	else $(BIN)/python -m pip install --quiet 'pip>=23.3' \
+		&& $(BIN)/python scripts/torch_size.py '$(TORCH)'; fi
+	$(BIN)/python -m pip install --editable '.[cpu]'
+	@touch $@
+
+$(DEV_READY): pyproject.toml $(SERVE_READY)
+	$(BIN)/python -m pip install --editable '.[cpu,dev]'
+	@touch $@

@@ -1,0 +1,66 @@
+"""The flags of a command, made from the catalogue of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from lmserve.cli.config import Loaded, load
+from lmserve.cli.fields import SettingField, catalogue
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def setting_options(*sections: str) -> Callable[[Function], Function]:
+    """Adds `--config` and a flag for every setting of these sections, but `model`."""
+
+    def decorate(function: Function) -> Function:
+        for field in reversed(catalogue().values()):
+            if field.section in sections and field.name != "model":
+                function = _option(field)(function)
+        config = click.option(
+            "--config", metavar="FILE", help="settings file (TOML); also $LMSERVE_CONFIG"
+        )
+        return config(function)
+
+    return decorate
+
+
+def _option(field: SettingField) -> Callable[[Function], Function]:
+    text = field.doc
+    if field.default is not None:
+        shown = str(field.default).lower() if field.type is bool else field.default
+        text += f"  [default: {shown}]"
+    if field.type is bool:
+        spelling = f"{field.flag}/--no-{field.name.replace('_', '-')}"
+        return click.option(spelling, field.name, default=None, help=text)
+    # The text is parsed by the catalogue: the same checks and words for every source.
+    metavar = "|".join(field.choices) if field.choices else field.type.__name__.upper()
+    return click.option(field.flag, field.name, default=None, metavar=metavar, help=text)
+
+
+def sampling_options(function: Function) -> Function:
+    """The flags of a command that answers; `GenerateRequest` has the same names."""
+    options = (
+        click.option("--system", metavar="TEXT", help="what the model is told first"),
+        click.option("--max-tokens", type=int, help="longest answer, in tokens"),
+        click.option("--temperature", type=float, help="0 is greedy; default: the model's own"),
+        click.option("--top-p", type=float, help="choose among the likeliest, up to this share"),
+        click.option("--top-k", type=int, help="choose among this many; 0 is all"),
+        click.option("--seed", type=int, help="the same seed gives the same answer"),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def load_options(options: dict[str, Any], model: str | None = None) -> Loaded:
+    """Settings from what click parsed: takes the settings' flags out of `options`."""
+    config = options.pop("config", None)
+    flags = {name: options.pop(name) for name in list(options) if name in catalogue()}
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if model is not None:
+        flags["model"] = model
+    return load(flags, config=config)

@@ -1,0 +1,54 @@
+"""What every test has: hypothesis profiles, and markers that skip with their reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# No deadline: machines that run tests are shared. `HYPOTHESIS_PROFILE=thorough` looks longer.
+settings.register_profile("default", deadline=None, max_examples=50)
+settings.register_profile(
+    "thorough", deadline=None, max_examples=2000, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def find_chromium() -> str | None:
+    """The browser that tests marked `browser` drive."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    return None
+
+
+def has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what this machine cannot run, with the reason."""
+    if item.get_closest_marker("browser") and find_chromium() is None:
+        pytest.skip("no chromium on the PATH")
+    if item.get_closest_marker("gpu") and not has_cuda():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture
+def chromium() -> str:
+    """The path of the browser; tests that take it are marked `browser`."""
+    path = find_chromium()
+    assert path is not None, "mark the test: @pytest.mark.browser"
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of whoever runs the tests change no test. The model cache stays."""
+    for name in os.environ:
+        if name.startswith("LMSERVE_") and name != "LMSERVE_CACHE_DIR":
+            monkeypatch.delenv(name)
