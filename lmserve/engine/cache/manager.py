@@ -1,0 +1,173 @@
+"""The KV cache as the scheduler sees it: admit, grow, commit, release."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+
+from lmserve.engine.cache.blocks import BlockCounts, BlockPool
+from lmserve.engine.cache.prefix import Match, Pin, PrefixTree
+from lmserve.engine.plan import BlockCopy
+from lmserve.engine.sequence import Sequence
+
+
+class CacheManager:
+    """Owns the pool and the tree, and the block tables of running sequences.
+
+    A sequence holds every block of its table. Its full blocks enter the tree as soon as they
+    are computed, so that others share them while it runs; the rest enters when it lets go.
+    Where two sequences computed the same block, each keeps its own (tables only ever grow) and
+    the tree knows one of them.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool = True):
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache
+        self.pool = BlockPool(num_blocks)
+        self.tree = PrefixTree(self.pool, block_size)
+        self.prefix_queries = 0  # prompt tokens looked up
+        self.prefix_hits = 0  # prompt tokens found
+        self._copies: list[BlockCopy] = []
+        # Sources of this step's copies, held until its commit: no other row may write them, so
+        # that a step that failed halfway can be run again.
+        self._sources: list[int] = []
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    # --- planning -------------------------------------------------------------------------
+
+    def admit(self, seq: Sequence, *, spare: int = 0, alone: bool = False) -> bool:
+        """Gives a sequence blocks for all its tokens, as many as possible from the tree.
+
+        Leaves `spare` blocks to others; says False, having changed nothing, when that cannot
+        be. For a sequence that runs `alone` even pins are broken: it succeeds if the pool is
+        large enough.
+        """
+        match = self._match(seq)
+        pool = self.pool
+        num_new = self.num_blocks_for(len(seq.tokens)) - len(match.nodes)
+        num_idle = sum(pool.refs[node.block] == 0 for node in match.nodes)
+        room = pool.num_free + pool.num_cached + (pool.num_pinned if alone else 0)
+        room -= num_new + num_idle + spare
+        if room < 0:
+            return False
+        source = match.partial if room > 0 else None  # holding the source takes a block too
+        held = [node.block for node in match.nodes]
+        for block in held:
+            pool.acquire(block)
+        if source is not None:
+            pool.acquire(source.block)
+        new = self._take(num_new, break_pins=alone)
+        if new is None:
+            self.tree.release(held if source is None else [*held, source.block])
+            return False
+        seq.blocks = held + new
+        seq.num_shared = len(held)
+        seq.node = match.nodes[-1] if match.nodes else self.tree.root(seq.namespace)
+        seq.num_computed = len(held) * self.block_size
+        if source is not None:
+            self._copies.append(BlockCopy(source.block, new[0], match.num_partial))
+            self._sources.append(source.block)
+            seq.num_computed += match.num_partial
+        if seq.num_cached is None:
+            seq.num_cached = seq.num_computed
+            self.prefix_queries += seq.num_prompt_tokens
+            self.prefix_hits += seq.num_cached
+        return True
+
+    def grow(self, seq: Sequence, num_tokens: int) -> bool:
+        """Makes the block table cover `num_tokens`. Says False when there is no block."""
+        new = self._take(self.num_blocks_for(num_tokens) - len(seq.blocks))
+        if new is None:
+            return False
+        seq.blocks.extend(new)
+        return True
+
+    def take_copies(self) -> list[BlockCopy]:
+        """The copies this step's plan has to make."""
+        copies, self._copies = self._copies, []
+        return copies
+
+    def _match(self, seq: Sequence) -> Match:
+        if not self.prefix_cache:
+            return Match([])
+        # At least the last token is run: its logits choose the next.
+        return self.tree.match(seq.tokens, len(seq.tokens) - 1, seq.namespace)
+
+    def _take(self, num: int, *, break_pins: bool = False) -> list[int] | None:
+        """`num` new blocks, evicting what nobody uses; None when that is not enough."""
+        tree, pool = self.tree, self.pool
+        new: list[int] = []
+        while len(new) < num:
+            block = pool.allocate()
+            if block is not None:
+                new.append(block)
+            elif not (tree.evict() or (break_pins and tree.evict_pinned())):
+                tree.release(new)
+                return None
+        return new
+
+    # --- after the step -------------------------------------------------------------------
+
+    def end_copies(self) -> None:
+        """The step has run: its copies are made."""
+        if self._sources:
+            self.tree.release(self._sources)
+            self._sources = []
+
+    def commit(self, seq: Sequence, num_tokens: int) -> None:
+        """The KV of `num_tokens` more tokens is computed."""
+        seq.num_computed += num_tokens
+        if seq.num_computed >= (seq.num_shared + 1) * self.block_size:
+            self._share(seq)
+
+    def release(self, seq: Sequence) -> None:
+        """Takes the blocks away; what they hold stays in the tree until it is evicted."""
+        self._share(seq, tail=True)
+        self.tree.release(seq.blocks)
+        _clear(seq)
+
+    def forget(self, seq: Sequence) -> None:
+        """Takes the blocks away after a failure: nothing of them is offered to others."""
+        self.tree.forget(seq.blocks)
+        _clear(seq)
+
+    def _share(self, seq: Sequence, *, tail: bool = False) -> None:
+        """Enters the computed blocks into the tree: the full ones, with `tail` the last too."""
+        if not self.prefix_cache:
+            return
+        size, tree, node, at = self.block_size, self.tree, seq.node, seq.num_shared
+        if node is None or not node.alive:
+            # The node stood for a block that the sequence has a copy of; it was evicted.
+            node, at = tree.root(seq.namespace), 0
+        end = self.num_blocks_for(seq.num_computed) if tail else seq.num_computed // size
+        for index in range(at, end):
+            tokens = seq.tokens[index * size : min((index + 1) * size, seq.num_computed)]
+            node = tree.insert(node, tuple(tokens), seq.blocks[index])
+        seq.node, seq.num_shared = node, end
+
+    # --- pins and care --------------------------------------------------------------------
+
+    def pin(self, tokens: Tokens[int], namespace: int = 0) -> Pin:
+        return self.tree.pin(tokens, namespace)
+
+    def unpin(self, pin: Pin) -> None:
+        self.tree.unpin(pin)
+
+    def clear(self) -> int:
+        """Evicts everything that no sequence uses and no pin keeps."""
+        return self.tree.clear()
+
+    def counts(self) -> BlockCounts:
+        return self.pool.counts()
+
+    def check(self) -> None:
+        """Raises IntegrityError when pool and tree contradict themselves or each other."""
+        self.pool.check()
+        self.tree.check()
+
+
+def _clear(seq: Sequence) -> None:
+    seq.blocks = []  # a new list: rows of the last plan may still refer to the old one
+    seq.num_computed = seq.num_shared = 0
+    seq.node = None

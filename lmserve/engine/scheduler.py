@@ -1,0 +1,144 @@
+"""Who runs in the next step, and how many tokens of each.
+
+There are no phases. A sequence is some tokens behind; the step's budget is shared out to
+those that are one behind (decodes: each gets its token in every step), then to those further
+behind in the order they were admitted, then to the waiting queue. When a block is missing,
+the sequence admitted last loses its own and waits again; what it computed stays in the prefix
+tree, so that coming back is a match.
+"""
+
+from __future__ import annotations
+
+from lmserve.engine.cache.manager import CacheManager
+from lmserve.engine.plan import Row, StepPlan
+from lmserve.engine.policy import Order, WaitingQueue, priority_then_arrival
+from lmserve.engine.sequence import Sequence, State
+
+
+class Scheduler:
+    def __init__(
+        self,
+        cache: CacheManager,
+        *,
+        max_batch_size: int,
+        max_step_tokens: int,
+        order: Order = priority_then_arrival,
+    ):
+        self.cache = cache
+        self.max_step_tokens = max_step_tokens
+        # Never more sequences than the budget has tokens: a decode is never left out.
+        self.max_running = min(max_batch_size, max_step_tokens)
+        self.waiting = WaitingQueue(order)
+        self.running: dict[int, Sequence] = {}  # by rid, in the order of admission
+        self.num_preemptions = 0
+        self._num_arrivals = 0
+        self._rows: dict[int, Row] = {}  # of the plan being made
+        self._budget = 0
+
+    # --- requests come and go -------------------------------------------------------------
+
+    def add(self, seq: Sequence) -> None:
+        """Queues a sequence. Its `max_len` must fit the pool."""
+        assert self.cache.num_blocks_for(seq.max_len - 1) <= self.cache.pool.num_blocks
+        seq.arrival = self._num_arrivals
+        self._num_arrivals += 1
+        self.waiting.push(seq)
+
+    def get(self, rid: int) -> Sequence | None:
+        return self.running.get(rid) or self.waiting.get(rid)
+
+    def finish(self, seq: Sequence, *, failed: bool = False) -> None:
+        """Ends a sequence in any state. What a failed one computed is not offered to others."""
+        if seq.state is State.RUNNING:
+            del self.running[seq.rid]
+            if failed:
+                self.cache.forget(seq)
+            else:
+                self.cache.release(seq)
+        else:
+            self.waiting.remove(seq.rid)
+        seq.to(State.FINISHED)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running) or len(self.waiting) > 0
+
+    # --- the plan of one step -------------------------------------------------------------
+
+    def schedule(self) -> StepPlan:
+        self._rows = {}
+        self._budget = self.max_step_tokens
+        num_preemptions = self.num_preemptions
+        self._plan_running()
+        if num_preemptions == self.num_preemptions:  # else there is no block to give away
+            self._admit_waiting()
+        return StepPlan(list(self._rows.values()), self.cache.take_copies())
+
+    def _plan_running(self) -> None:
+        behind: list[Sequence] = []
+        for seq in list(self.running.values()):
+            if seq.num_behind > 1:
+                behind.append(seq)
+            elif seq.state is State.RUNNING and self._has_blocks(seq):
+                self._add_row(seq, 1)
+        for seq in behind:
+            if seq.state is State.RUNNING and self._budget:
+                self._add_row(seq, min(seq.num_behind, self._budget))
+
+    def _admit_waiting(self) -> None:
+        running, waiting = self.running, self.waiting
+        while waiting and self._budget and len(running) < self.max_running:
+            seq = waiting.peek()
+            # Each running sequence may need a block soon: a newcomer must not be preempted
+            # again by the next of them.
+            if not self.cache.admit(seq, spare=len(running), alone=not running):
+                assert running, f"sequence {seq.rid} does not fit an empty pool"
+                return
+            waiting.pop()
+            seq.to(State.RUNNING)
+            running[seq.rid] = seq
+            self._add_row(seq, min(seq.num_behind, self._budget))
+
+    def _has_blocks(self, seq: Sequence) -> bool:
+        """Room for one more token of a decode, if need be taken from whoever ranks last."""
+        cache = self.cache
+        if seq.num_computed < len(seq.blocks) * cache.block_size:
+            return True
+        while not cache.grow(seq, len(seq.tokens)):
+            last = max(self.running.values(), key=_rank)
+            self._preempt(last)
+            if last is seq:
+                return False
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        row = self._rows.pop(seq.rid, None)
+        if row is not None:
+            self._budget += len(row.token_ids)
+        del self.running[seq.rid]
+        self.cache.release(seq)
+        seq.to(State.PREEMPTED)
+        self.waiting.push(seq)
+        self.num_preemptions += 1
+
+    def _add_row(self, seq: Sequence, num_tokens: int) -> None:
+        tokens = seq.tokens
+        start = seq.num_computed
+        end = start + num_tokens
+        samples = end == len(tokens)
+        self._budget -= num_tokens
+        self._rows[seq.rid] = Row(
+            seq.rid,
+            tokens[start:end],
+            start,
+            seq.blocks,
+            seq.sampling if samples else None,
+            tokens,
+            seq.num_prompt_tokens,
+            seq.banned_ids if len(tokens) < seq.min_len else (),
+        )
+
+
+def _rank(seq: Sequence) -> tuple[int, int]:
+    """The greatest is preempted first: the least urgent, then the last to arrive."""
+    return (seq.priority, seq.arrival)

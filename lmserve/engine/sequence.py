@@ -1,0 +1,77 @@
+"""One request inside the engine: its tokens, its blocks, and how far it is."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmserve.engine.cache.prefix import Node
+    from lmserve.sampling import SamplingParams
+
+
+class State(Enum):
+    WAITING = auto()  # never run
+    RUNNING = auto()  # has blocks, gets rows
+    PREEMPTED = auto()  # lost its blocks, waits to be run again
+    FINISHED = auto()
+
+
+ALLOWED: dict[State, frozenset[State]] = {
+    State.WAITING: frozenset({State.RUNNING, State.FINISHED}),
+    State.RUNNING: frozenset({State.PREEMPTED, State.FINISHED}),
+    State.PREEMPTED: frozenset({State.RUNNING, State.FINISHED}),
+    State.FINISHED: frozenset(),
+}
+
+
+class Sequence:
+    """Owned by the scheduler. The cache manager alone changes `blocks` and what follows it."""
+
+    __slots__ = (
+        "arrival", "banned_ids", "blocks", "max_len", "min_len", "namespace", "node", "num_cached",
+        "num_computed", "num_prompt_tokens", "num_shared", "priority", "reported", "rid",
+        "sampling", "state", "stop_ids", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        rid: int,
+        prompt: list[int],
+        sampling: SamplingParams,
+        *,
+        eos_ids: frozenset[int] = frozenset(),
+        max_model_len: int = 1 << 30,
+        priority: int = 0,
+        namespace: int = 0,
+    ):
+        self.rid = rid
+        self.tokens = prompt  # all tokens, prompt first; grows in place, rows refer to it
+        self.num_prompt_tokens = len(prompt)
+        self.sampling = sampling
+        self.priority = priority  # lower runs first
+        self.namespace = namespace  # seeds the prefix tree: an adapter, a tenant
+        self.arrival = 0  # set by the scheduler
+        self.state = State.WAITING
+        self.max_len = min(len(prompt) + sampling.max_tokens, max_model_len)
+        self.min_len = len(prompt) + sampling.min_tokens
+        stop_ids = frozenset(sampling.stop_token_ids)
+        self.banned_ids = tuple(sorted(stop_ids | eos_ids))  # while shorter than min_len
+        self.stop_ids = stop_ids if sampling.ignore_eos else stop_ids | eos_ids
+        self.num_cached: int | None = None  # prompt tokens found when first run
+        self.reported = False  # an output told num_cached
+
+        self.blocks: list[int] = []  # block table, in order
+        self.num_computed = 0  # tokens whose KV is in the blocks
+        self.num_shared = 0  # leading blocks that the tree knows the tokens of
+        self.node: Node | None = None  # the tree's node of the last of those
+
+    def to(self, state: State) -> None:
+        """Changes the state; the table above says which changes there are."""
+        assert state in ALLOWED[self.state], f"sequence {self.rid}: {self.state} to {state}"
+        self.state = state
+
+    @property
+    def num_behind(self) -> int:
+        """Tokens still to be run: 1 is a decode, more a prompt, a chunk or a resume."""
+        return len(self.tokens) - self.num_computed

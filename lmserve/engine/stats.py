@@ -1,0 +1,41 @@
+"""What the engine tells about itself after each step."""
+
+from __future__ import annotations
+
+from lmserve.engine.scheduler import Scheduler
+from lmserve.messages import EngineStats
+
+
+class StatsKeeper:
+    """Counts steps; reads the rest off the scheduler and the cache."""
+
+    def __init__(self, scheduler: Scheduler):
+        self._scheduler = scheduler
+        self._steps = 0
+        self._step_tokens = 0
+        self._step_s = 0.0
+
+    def count_step(self, num_tokens: int, step_s: float) -> EngineStats:
+        self._steps += 1
+        self._step_tokens = num_tokens
+        self._step_s = step_s
+        return self.snapshot()
+
+    def snapshot(self) -> EngineStats:
+        scheduler, cache = self._scheduler, self._scheduler.cache
+        free, cached, pinned, held, total = cache.counts()
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            blocks_total=total,
+            blocks_free=free,
+            blocks_cached=cached,
+            blocks_pinned=pinned,
+            blocks_held=held,
+            steps=self._steps,
+            step_tokens=self._step_tokens,
+            step_s=self._step_s,
+            preemptions=scheduler.num_preemptions,
+            prefix_queries=cache.prefix_queries,
+            prefix_hits=cache.prefix_hits,
+        )

@@ -1,0 +1,206 @@
+"""A runner whose KV is a hash of the whole token history, one in each slot of its blocks.
+
+The next token depends on everything read back through the block table, so a slot that holds
+the wrong token's KV changes the answer, and says so at once. It also refuses plans that break
+the contract of `lmserve.engine.plan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lmserve.engine.core import EngineCore
+from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
+from lmserve.messages import Abort, SequenceOutput, Submit, pack_ids, unpack_ids
+from lmserve.sampling import SamplingParams
+from lmserve.settings import EngineSettings
+from lmserve.weights.base import TokenizerAssets
+
+
+def chain(tokens: Tokens[int], before: int = 0) -> list[int]:
+    """The KV of each token: a hash of it and of all before it."""
+    kv = []
+    for token in tokens:
+        before = hash((before, token)) & 0xFFFFFFFF
+        kv.append(before)
+    return kv
+
+
+def choose(kv: int, vocab_size: int, banned: Tokens[int] = ()) -> int:
+    allowed = [token for token in range(vocab_size) if token not in banned]
+    return allowed[kv % len(allowed)]
+
+
+class PagedMemory:
+    """The KV slots, with the order of events the plan promises: copies, reads, writes."""
+
+    def __init__(self, num_blocks: int, block_size: int):
+        self.block_size = block_size
+        self.blocks: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+
+    def copy(self, copies: Tokens[BlockCopy]) -> None:
+        read = [(c.target, self.blocks[c.source][: c.num_tokens]) for c in copies]
+        for target, kv in read:
+            self.blocks[target][: len(kv)] = kv
+
+    def read(self, table: Tokens[int], num_tokens: int) -> list[int | None]:
+        size = self.block_size
+        return [self.blocks[table[i // size]][i % size] for i in range(num_tokens)]
+
+    def write(self, table: Tokens[int], start: int, kv: Tokens[int]) -> None:
+        for i, value in enumerate(kv, start):
+            self.blocks[table[i // self.block_size]][i % self.block_size] = value
+
+
+class PagedRunner:
+    model_path = "paged"
+    architecture = "paged"
+    num_parameters = 0
+    kv_cache_bytes = 0
+    dtype = device = attention = weights = "none"
+
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        *,
+        vocab_size: int = 50,
+        max_model_len: int = 100,
+        eos_ids: tuple[int, ...] = (),
+    ):
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.assets = TokenizerAssets(Path("tokenizer.json"), eos_token_ids=eos_ids)
+        self.memory = PagedMemory(num_blocks, block_size)
+        self.plans: list[StepPlan] = []
+        self.raising: set[int] = set()  # a plan with one of these rows raises as a whole
+        self.failing: set[int] = set()  # these rows fail alone
+        self.half_done = False  # what raises has made its copies and written before
+
+    def run(self, plan: StepPlan) -> StepResult:
+        self.plans.append(plan)
+        self._check(plan)
+        raising = self.raising.intersection(row.rid for row in plan.rows)
+        if raising and not self.half_done:
+            raise RuntimeError("injected\nsecond line")
+        self.memory.copy(plan.copies)
+        kv = {row.rid: self._kv(row) for row in plan.rows}
+        for row in plan.rows:
+            if row.rid not in self.failing:
+                self.memory.write(row.blocks, row.start, kv[row.rid])
+        if raising:
+            raise RuntimeError("injected\nsecond line")
+        return self._sample(plan, kv)
+
+    def _sample(self, plan: StepPlan, kv: dict[int, list[int]]) -> StepResult:
+        result = StepResult()
+        for row in plan.rows:
+            if row.rid in self.failing:
+                result.errors[row.rid] = "injected"
+            elif row.sampling is not None:
+                result.tokens[row.rid] = choose(kv[row.rid][-1], self.vocab_size, row.banned_ids)
+        return result
+
+    def _kv(self, row: Row) -> list[int]:
+        read = self.memory.read(row.blocks, row.start)
+        assert read == chain(row.history[: row.start]), f"row {row.rid} reads foreign KV"
+        return chain(row.token_ids, chain(row.history[: row.start])[-1] if row.start else 0)
+
+    def _check(self, plan: StepPlan) -> None:
+        written: set[int] = set()
+        for row in plan.rows:
+            assert row.token_ids, "an empty row"
+            assert list(row.token_ids) == list(row.history[row.start : row.context_len])
+            assert row.context_len <= len(row.blocks) * self.block_size
+            assert (row.sampling is not None) == (row.context_len == len(row.history))
+            first, last = row.start // self.block_size, (row.context_len - 1) // self.block_size
+            for block in row.blocks[first : last + 1]:
+                assert block not in written, f"block {block} is written by two rows"
+                written.add(block)
+        assert not written.intersection(copy.source for copy in plan.copies)
+        for row in plan.rows:
+            others = row.blocks[: row.start // self.block_size]
+            assert not written.intersection(others), f"row {row.rid} reads what is written"
+
+
+@dataclass(slots=True)
+class Answer:
+    ids: list[int] = field(default_factory=list)
+    finish: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+    num_outputs: int = 0
+
+    def add(self, output: SequenceOutput) -> None:
+        assert self.finish is None, f"request {output.rid} heard more after its end"
+        self.ids += unpack_ids(output.token_ids)
+        self.finish = output.finish
+        self.stop_token_id = output.stop_token_id
+        self.error = output.error
+        assert self.num_outputs == 0 or output.num_cached_tokens == 0
+        self.num_cached_tokens += output.num_cached_tokens
+        self.num_outputs += 1
+
+
+def oracle(
+    prompt: Tokens[int],
+    sampling: SamplingParams,
+    *,
+    vocab_size: int = 50,
+    eos_ids: tuple[int, ...] = (),
+    max_model_len: int = 100,
+) -> Answer:
+    """What the answer has to be: one request, no cache, no batch."""
+    tokens, answer = list(prompt), Answer()
+    eos = set() if sampling.ignore_eos else set(eos_ids)
+    while answer.finish is None:
+        early = len(answer.ids) < sampling.min_tokens
+        banned = {*eos_ids, *sampling.stop_token_ids} if early else set()
+        token = choose(chain(tokens)[-1], vocab_size, sorted(banned))
+        tokens.append(token)
+        answer.ids.append(token)
+        if token in eos.union(sampling.stop_token_ids):
+            answer.finish, answer.stop_token_id = "stop", token
+        elif len(answer.ids) == sampling.max_tokens or len(tokens) == max_model_len:
+            answer.finish = "length"
+    return answer
+
+
+class Bench:
+    """A core over a paged runner, and what each request heard."""
+
+    def __init__(self, runner: PagedRunner | None = None, settings: EngineSettings | None = None):
+        self.runner = runner or PagedRunner()
+        self.core = EngineCore(settings or EngineSettings(), self.runner)
+        self.info = self.core.load(lambda stage: None)
+        self.answers: dict[int, Answer] = {}
+
+    def submit(self, rid: int, prompt: Tokens[int], priority: int = 0, **sampling: Any) -> Answer:
+        self.answers[rid] = Answer()
+        params = SamplingParams(**sampling)
+        assert self.core.handle([Submit(rid, pack_ids(prompt), params, priority)]) == []
+        return self.answers[rid]
+
+    def abort(self, *rids: int) -> None:
+        assert self.core.handle([Abort(list(rids))]) == []
+
+    def step(self) -> StepPlan:
+        before = len(self.runner.plans)
+        for output in self.core.step().outputs:
+            self.answers[output.rid].add(output)
+        self.core.cache.check()
+        return self.runner.plans[before] if len(self.runner.plans) > before else StepPlan([])
+
+    def drain(self, max_steps: int = 1000) -> None:
+        for _ in range(max_steps):
+            if not self.core.has_work():
+                break
+            self.step()
+        assert not self.core.has_work(), "the engine does not come to an end"
+        assert self.core.cache.counts().held == 0

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from lmserve.messages import Control, Submit, pack_ids
+from lmserve.sampling import SamplingParams
+from lmserve.settings import EngineSettings
+from tests.engine.paged import Bench, PagedRunner, chain, choose, oracle
+
+
+def control(bench: Bench, verb: str) -> Any:
+    (reply,) = bench.core.handle([Control(7, verb)])
+    assert reply.id == 7
+    assert reply.error is None
+    return reply.value
+
+
+def test_a_request_gets_the_oracles_answer() -> None:
+    bench = Bench()
+    answer = bench.submit(1, [1, 2, 3], max_tokens=20)
+    bench.drain()
+    expected = oracle([1, 2, 3], SamplingParams(max_tokens=20))
+    assert (answer.ids, answer.finish) == (expected.ids, "length")
+
+
+def test_many_in_a_pool_too_small_get_the_answers_they_get_alone() -> None:
+    bench = Bench(PagedRunner(12, 2), EngineSettings(max_batch_size=6, max_step_tokens=7))
+    prompts = [[5, 6, 7, 8, *range(rid)] for rid in range(8)]
+    answers = [bench.submit(rid, p, max_tokens=8) for rid, p in enumerate(prompts)]
+    bench.drain()
+    assert bench.core.scheduler.num_preemptions > 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.ids == oracle(prompt, SamplingParams(max_tokens=8)).ids
+
+
+def test_the_end_token_stops_and_is_told() -> None:
+    eos = choose(chain([1, 2])[-1], 50)
+    bench = Bench(PagedRunner(eos_ids=(eos,)))
+    answer = bench.submit(1, [1, 2], max_tokens=20)
+    bench.drain()
+    assert (answer.ids, answer.finish, answer.stop_token_id) == ([eos], "stop", eos)
+
+
+def test_ignore_eos_goes_on_but_a_stop_token_still_stops() -> None:
+    first = choose(chain([1, 2])[-1], 50)
+    second = choose(chain([1, 2, first])[-1], 50)
+    assert first != second
+    bench = Bench(PagedRunner(eos_ids=(first,)))
+    answer = bench.submit(1, [1, 2], max_tokens=20, ignore_eos=True, stop_token_ids=(second,))
+    bench.drain()
+    assert (answer.ids, answer.stop_token_id) == ([first, second], second)
+
+
+def test_below_min_tokens_end_and_stop_tokens_are_banned() -> None:
+    bench = Bench(PagedRunner(eos_ids=(3,)))
+    bench.submit(1, [1, 2], min_tokens=2, stop_token_ids=(9,), max_tokens=20)
+    banned = []
+    while bench.core.has_work() and len(banned) < 3:
+        banned += [row.banned_ids for row in bench.step().rows]
+    assert banned[:3] == [(3, 9), (3, 9), ()]
+    bench.drain()
+
+
+def test_an_answer_ends_where_the_context_ends() -> None:
+    bench = Bench(PagedRunner(max_model_len=10))
+    answer = bench.submit(1, [1, 2, 3, 4, 5, 6], max_tokens=20)
+    bench.drain()
+    assert (len(answer.ids), answer.finish) == (4, "length")
+
+
+def test_the_context_is_no_longer_than_the_pool() -> None:
+    bench = Bench(PagedRunner(3, 4))
+    assert bench.info.max_model_len == 12
+    answer = bench.submit(1, [1] * 11, max_tokens=20)
+    bench.drain()
+    assert (len(answer.ids), answer.finish) == (1, "length")
+
+
+def test_cached_tokens_are_told_once_with_the_first_output() -> None:
+    bench = Bench()
+    bench.submit(1, list(range(10)), max_tokens=3)
+    bench.drain()
+    answer = bench.submit(2, list(range(10)), max_tokens=3)
+    bench.drain()
+    assert answer.num_cached_tokens == 9
+    assert answer.ids == bench.answers[1].ids
+
+
+def test_a_conversation_finds_all_of_its_last_turn_but_the_last_token() -> None:
+    bench = Bench()
+    first = bench.submit(1, list(range(10)), max_tokens=5)
+    bench.drain()
+    turn = [*range(10), *first.ids, 30, 31]
+    second = bench.submit(2, turn, max_tokens=2)
+    bench.drain()
+    assert second.num_cached_tokens == 14  # the last token was never run
+    assert second.ids == oracle(turn, SamplingParams(max_tokens=2)).ids
+
+
+def test_an_aborted_request_hears_nothing_and_frees_its_blocks() -> None:
+    bench = Bench(settings=EngineSettings(max_batch_size=1))
+    running = bench.submit(1, [1, 2, 3], max_tokens=50)
+    waiting = bench.submit(2, [1, 2, 3], max_tokens=50)
+    refused = bench.submit(3, [])
+    bench.abort(3)
+    bench.step()
+    bench.abort(1, 2, 99)
+    assert not bench.core.has_work()
+    assert (running.num_outputs, waiting.num_outputs, refused.num_outputs) == (1, 0, 0)
+    assert bench.core.cache.counts().held == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampling", "message"),
+    [
+        ([], {}, "no tokens"),
+        ([1, 50], {}, "token id 50 is not in the vocabulary"),
+        ([-1], {}, "token id -1"),
+        ([1], {"stop_token_ids": (50,)}, "token id 50"),
+        ([1] * 100, {}, "100 tokens"),
+        ([1], {"max_tokens": 0}, "max_tokens is 0"),
+    ],
+)
+def test_a_bad_submit_fails_alone_and_at_once(
+    prompt: list[int], sampling: dict[str, Any], message: str
+) -> None:
+    bench = Bench()
+    good = bench.submit(1, [1, 2], max_tokens=3)
+    bad = bench.submit(2, prompt, **sampling)
+    bench.step()
+    assert bad.finish == "error"
+    assert bad.error is not None and message in bad.error
+    bench.drain()
+    assert good.finish == "length"
+
+
+def test_damaged_token_bytes_fail_their_request() -> None:
+    bench = Bench()
+    bench.core.handle([Submit(1, b"\x01\x02\x03", SamplingParams())])
+    (output,) = bench.core.step().outputs
+    assert (output.rid, output.finish) == (1, "error")
+    assert not bench.core.has_work()
+
+
+def test_an_id_in_use_is_refused_and_the_first_request_unharmed() -> None:
+    bench = Bench()
+    bench.submit(1, [1, 2], max_tokens=3)
+    bench.core.handle([Submit(1, pack_ids([3]), SamplingParams())])
+    outputs = bench.core.step().outputs
+    assert [output.error for output in outputs] == ["request id 1 is in use", None]
+    while bench.core.has_work():
+        bench.core.step()
+    assert bench.core.cache.counts().held == 0
+
+
+def test_a_row_that_fails_fails_alone() -> None:
+    bench = Bench()
+    bench.runner.failing = {2}
+    good = bench.submit(1, [1, 2], max_tokens=3)
+    bad = bench.submit(2, [3, 4], max_tokens=3)
+    bench.drain()
+    assert (bad.finish, bad.error, bad.ids) == ("error", "injected", [])
+    assert good.ids == oracle([1, 2], SamplingParams(max_tokens=3)).ids
+
+
+@pytest.mark.parametrize("half_done", [False, True])
+def test_a_step_that_raises_is_run_row_by_row(half_done: bool) -> None:
+    bench = Bench()
+    bench.submit(1, list(range(10)), max_tokens=2)
+    bench.drain()
+    bench.runner.raising, bench.runner.half_done = {3}, half_done
+    good = bench.submit(2, [0, 1, 2, 3, 4, 5, 9], max_tokens=3)  # both copy on write
+    bad = bench.submit(3, [0, 1, 2, 3, 4, 5, 8], max_tokens=3)
+    bench.drain()
+    assert (bad.finish, bad.error) == ("error", "RuntimeError: injected")
+    assert good.num_cached_tokens == 6
+    assert good.ids == oracle([0, 1, 2, 3, 4, 5, 9], SamplingParams(max_tokens=3)).ids
+
+
+def test_what_a_failed_request_computed_is_not_reused() -> None:
+    bench = Bench()
+    bench.runner.failing = {1}
+    bench.submit(1, list(range(10)), max_tokens=2)
+    bench.drain()
+    assert bench.core.cache.counts().cached == 0
+
+
+def test_a_row_without_a_token_is_an_error_not_a_hang() -> None:
+    class Mute(PagedRunner):
+        def _sample(self, *args: Any) -> Any:
+            result = super()._sample(*args)
+            result.tokens.clear()
+            return result
+
+    bench = Bench(Mute())
+    answer = bench.submit(1, [1], max_tokens=2)
+    bench.drain()
+    assert (answer.finish, answer.error) == ("error", "the runner chose no token")
+
+
+def test_controls_answer_with_plain_data() -> None:
+    bench = Bench()
+    bench.submit(1, list(range(10)), max_tokens=3)
+    bench.drain()
+    assert control(bench, "ping") == {}
+    counts = control(bench, "check")
+    assert counts == {"free": 61, "cached": 3, "pinned": 0, "held": 0, "total": 64}
+    stats = control(bench, "stats")
+    assert (stats["steps"], stats["blocks_cached"], stats["prefix_queries"]) == (3, 3, 10)
+    assert control(bench, "clear_cache") == {"blocks_freed": 3}
+    assert control(bench, "check")["free"] == 64
+
+
+def test_an_unknown_control_is_answered_with_an_error() -> None:
+    (reply,) = Bench().core.handle([Control(1, "dance")])
+    assert reply.error is not None and "dance" in reply.error
+
+
+def test_check_tells_of_a_corrupt_pool() -> None:
+    bench = Bench()
+    bench.core.cache.pool.num_held += 1
+    (reply,) = bench.core.handle([Control(1, "check")])
+    assert reply.error is not None and reply.error.startswith("IntegrityError")
+
+
+def test_stats_follow_the_step() -> None:
+    bench = Bench(settings=EngineSettings(max_batch_size=1, max_step_tokens=4))
+    bench.submit(1, list(range(6)), max_tokens=3)
+    bench.submit(2, [9], max_tokens=3)
+    stats = bench.core.step().stats
+    assert (stats.num_running, stats.num_waiting, stats.step_tokens) == (1, 1, 4)
+    assert (stats.blocks_held, stats.blocks_free, stats.blocks_total) == (2, 62, 64)
+
+
+def test_planning_needs_no_torch() -> None:
+    code = "import sys, lmserve.engine.core; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

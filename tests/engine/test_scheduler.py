@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pytest
+
+from lmserve.engine.cache.manager import CacheManager
+from lmserve.engine.plan import StepPlan
+from lmserve.engine.policy import WaitingQueue
+from lmserve.engine.scheduler import Scheduler
+from lmserve.engine.sequence import ALLOWED, Sequence, State
+from lmserve.sampling import SamplingParams
+
+
+def sequence(rid: int, num_tokens: int, *, priority: int = 0, max_tokens: int = 4) -> Sequence:
+    prompt = [rid * 1000 + i for i in range(num_tokens)]
+    return Sequence(rid, prompt, SamplingParams(max_tokens=max_tokens), priority=priority)
+
+
+def scheduler(
+    num_blocks: int = 64, block_size: int = 4, batch: int = 8, budget: int = 16
+) -> Scheduler:
+    cache = CacheManager(num_blocks, block_size)
+    return Scheduler(cache, max_batch_size=batch, max_step_tokens=budget)
+
+
+def run(scheduler: Scheduler) -> dict[int, int]:
+    """One step that computes the plan; returns the tokens run of each sequence."""
+    plan = scheduler.schedule()
+    commit(scheduler, plan)
+    return {row.rid: len(row.token_ids) for row in plan.rows}
+
+
+def commit(scheduler: Scheduler, plan: StepPlan) -> None:
+    scheduler.cache.end_copies()
+    for row in plan.rows:
+        seq = scheduler.running[row.rid]
+        scheduler.cache.commit(seq, len(row.token_ids))
+        if row.sampling is not None:
+            seq.tokens.append(99_000 + len(seq.tokens))
+    scheduler.cache.check()
+
+
+def test_a_long_prompt_runs_in_chunks_of_the_budget() -> None:
+    s = scheduler()
+    s.add(sequence(1, 35))
+    assert [run(s), run(s), run(s), run(s)] == [{1: 16}, {1: 16}, {1: 3}, {1: 1}]
+
+
+def test_only_the_last_chunk_samples() -> None:
+    s = scheduler()
+    s.add(sequence(1, 20))
+    plan = s.schedule()
+    assert plan.rows[0].sampling is None
+    commit(s, plan)
+    assert s.schedule().rows[0].sampling is not None
+
+
+def test_decodes_run_in_every_step_beside_a_long_prompt() -> None:
+    s = scheduler()
+    s.add(sequence(1, 3))
+    run(s)
+    s.add(sequence(2, 40))
+    assert [run(s), run(s), run(s)] == [{1: 1, 2: 15}, {1: 1, 2: 15}, {1: 1, 2: 10}]
+
+
+def test_the_batch_is_never_larger_than_the_budget_has_tokens() -> None:
+    s = scheduler(batch=8, budget=3)
+    for rid in range(8):
+        s.add(sequence(rid, 1))
+    for _ in range(3):
+        assert run(s) == {0: 1, 1: 1, 2: 1}
+
+
+def test_batch_size_limits_what_runs() -> None:
+    s = scheduler(batch=2)
+    for rid in range(3):
+        s.add(sequence(rid, 2))
+    assert list(run(s)) == [0, 1]
+    s.finish(s.running[0])
+    assert list(run(s)) == [1, 2]
+
+
+def test_less_urgent_requests_wait_for_more_urgent_ones() -> None:
+    s = scheduler(batch=1)
+    s.add(sequence(1, 2, priority=5))
+    s.add(sequence(2, 2, priority=0))
+    s.add(sequence(3, 2, priority=0))
+    order = []
+    for _ in range(3):
+        (rid,) = run(s)
+        order.append(rid)
+        s.finish(s.running[rid])
+    assert order == [2, 3, 1]
+
+
+def test_on_shortage_the_last_to_come_is_preempted_and_comes_back_by_a_match() -> None:
+    s = scheduler(num_blocks=5, block_size=2)
+    s.add(sequence(1, 4))
+    s.add(sequence(2, 3))
+    run(s)  # 2 and 2 blocks, one spare
+    second = s.running[2]
+    s.add(sequence(3, 1))
+    assert run(s) == {1: 1, 2: 1}
+    assert run(s) == {1: 1}  # 2 needed a block and ranked last
+    assert second.state is State.PREEMPTED
+    assert s.num_preemptions == 1
+    assert second.blocks == []
+    s.finish(s.running[1])
+    plan = s.schedule()
+    assert [row.rid for row in plan.rows] == [2, 3]  # in front of those that came later
+    assert plan.rows[0].start == 4
+    assert list(plan.rows[0].token_ids) == second.tokens[4:]
+
+
+def test_the_less_urgent_is_preempted_and_taken_out_of_the_plan() -> None:
+    s = scheduler(num_blocks=4, block_size=2)
+    s.add(sequence(1, 2, priority=1))
+    run(s)
+    s.add(sequence(2, 1, priority=0))
+    assert run(s) == {1: 1, 2: 1}
+    assert run(s) == {1: 1, 2: 1}
+    plan = s.schedule()  # 1 came first and had its row when 2 needed a block
+    assert [row.rid for row in plan.rows] == [2]
+    assert list(s.running) == [2]
+    commit(s, plan)
+
+
+def test_a_newcomer_leaves_a_block_to_each_that_runs() -> None:
+    s = scheduler(num_blocks=3, block_size=2)
+    s.add(sequence(1, 2, max_tokens=2))
+    run(s)
+    s.add(sequence(2, 3, max_tokens=2))
+    assert run(s) == {1: 1}
+    s.finish(s.running[1])
+    assert run(s) == {2: 3}
+
+
+def test_a_sequence_alone_gets_the_whole_pool() -> None:
+    s = scheduler(num_blocks=3, block_size=2, budget=64)
+    s.add(sequence(1, 5, max_tokens=2))
+    assert run(s) == {1: 5}
+    assert run(s) == {1: 1}
+    assert s.num_preemptions == 0
+
+
+def test_finishing_works_in_every_state_and_frees_the_blocks() -> None:
+    s = scheduler(batch=1)
+    running, waiting = sequence(1, 9), sequence(2, 9)
+    s.add(running)
+    s.add(waiting)
+    run(s)
+    s.finish(waiting)
+    s.finish(running)
+    assert not s.has_work
+    assert s.cache.counts().held == 0
+    assert s.get(1) is None and s.get(2) is None
+
+
+def test_states_change_only_as_the_table_says() -> None:
+    seq = sequence(1, 1)
+    with pytest.raises(AssertionError):
+        seq.to(State.PREEMPTED)
+    seq.to(State.RUNNING)
+    seq.to(State.FINISHED)
+    assert set(ALLOWED) == set(State)
+    for state in State:
+        with pytest.raises(AssertionError):
+            seq.to(state)
+
+
+def test_a_removed_request_leaves_the_queue_in_order() -> None:
+    queue = WaitingQueue()
+    sequences = [sequence(rid, 1) for rid in range(4)]
+    for arrival, seq in enumerate(sequences):
+        seq.arrival = arrival
+        queue.push(seq)
+    queue.remove(0)
+    queue.remove(2)
+    assert len(queue) == 2
+    assert [queue.pop().rid, queue.pop().rid] == [1, 3]
+    assert len(queue) == 0

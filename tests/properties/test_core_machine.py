@@ -1,0 +1,208 @@
+"""Any interleaving of requests gives the answers each would get alone, and leaks nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from lmserve.engine.cache.prefix import Pin
+from lmserve.engine.sequence import State
+from lmserve.sampling import SamplingParams
+from lmserve.settings import EngineSettings
+from tests.engine.paged import Answer, Bench, PagedRunner, oracle
+
+VOCAB = 5
+EOS = (4,)
+MAX_MODEL_LEN = 24
+SAMPLING = st.fixed_dictionaries(
+    {
+        "max_tokens": st.sampled_from([8, 1, 2, 12]),
+        "min_tokens": st.sampled_from([0, 0, 6]),
+        "ignore_eos": st.sampled_from([True, False]),
+        "stop_token_ids": st.sampled_from([(), (), (1,), (0, 2)]),
+    }
+)
+
+
+class CoreMachine(RuleBasedStateMachine):
+    @initialize(
+        num_blocks=st.sampled_from([6, 8, 10, 14, 2, 20]),
+        block_size=st.sampled_from([2, 3, 4, 1]),
+        max_batch_size=st.sampled_from([3, 4, 2, 6, 1]),
+        max_step_tokens=st.sampled_from([8, 5, 20, 3, 1]),
+        prefix_cache=st.sampled_from([True, True, True, False]),
+        half_done=st.booleans(),
+    )
+    def start(
+        self,
+        num_blocks: int,
+        block_size: int,
+        max_batch_size: int,
+        max_step_tokens: int,
+        prefix_cache: bool,
+        half_done: bool,
+    ) -> None:
+        runner = PagedRunner(
+            num_blocks, block_size, vocab_size=VOCAB, max_model_len=MAX_MODEL_LEN, eos_ids=EOS
+        )
+        runner.half_done = half_done
+        self.config = EngineSettings(
+            max_batch_size=max_batch_size,
+            max_step_tokens=max_step_tokens,
+            prefix_cache=prefix_cache,
+        )
+        self.bench = Bench(runner, self.config)
+        self.core = self.bench.core
+        self.max_len = self.bench.info.max_model_len
+        self.expected: dict[int, Answer] = {}
+        self.aborted: set[int] = set()
+        self.ended: set[int] = set()
+        self.texts = [[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]  # beginnings worth sharing
+        self.pins: list[Pin] = []
+        self.idle_steps = 0
+
+    @rule(data=st.data(), num_requests=st.integers(1, 4))
+    def submit(self, data: st.DataObject, num_requests: int) -> None:
+        for _ in range(num_requests):
+            beginning = data.draw(st.sampled_from(self.texts))
+            cut = data.draw(st.integers(0, len(beginning)))
+            tail = data.draw(st.lists(st.integers(0, VOCAB - 1), max_size=3))
+            sampling = data.draw(SAMPLING)
+            self.submit_one([*beginning[:cut], *tail], sampling, data.draw(st.integers(0, 1)))
+
+    def submit_one(self, prompt: list[int], sampling: dict[str, Any], priority: int) -> None:
+        rid = len(self.expected)
+        self.bench.submit(rid, prompt, priority, **sampling)
+        if 0 < len(prompt) < self.max_len:
+            self.expected[rid] = oracle(
+                prompt,
+                SamplingParams(**sampling),
+                vocab_size=VOCAB,
+                eos_ids=EOS,
+                max_model_len=self.max_len,
+            )
+            self.texts.append(prompt + self.expected[rid].ids)
+        else:
+            self.expected[rid] = Answer(finish="error")
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data(), what=st.sampled_from(["abort", "fail", "raise", "pin", "unpin", "clear"]))
+    def disturb(self, data: st.DataObject, what: str) -> None:
+        rid = data.draw(st.integers(0, len(self.expected) - 1))
+        match what:
+            case "abort":  # of any request ever seen, and of one never seen
+                self.bench.abort(rid, len(self.expected))
+                if rid not in self.ended:
+                    self.aborted.add(rid)
+            case "fail":
+                self.bench.runner.failing.add(rid)
+            case "raise":
+                self.bench.runner.raising.add(rid)
+            case "pin":
+                self.pins.append(self.core.cache.pin(data.draw(st.sampled_from(self.texts))))
+            case "unpin" if self.pins:
+                self.core.cache.unpin(self.pins.pop())
+            case "clear":
+                self.core.cache.clear()
+
+    @rule(num_steps=st.sampled_from([4, 1, 12]))
+    def step(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            self.one_step()
+
+    def one_step(self) -> None:
+        core = self.core
+        decodes = [s for s in core.scheduler.running.values() if s.num_behind == 1]
+        heard = {rid: answer.num_outputs for rid, answer in self.bench.answers.items()}
+        had_work = core.scheduler.has_work
+        plan = self.bench.step()
+        rids = [row.rid for row in plan.rows]
+        assert len(set(rids)) == len(rids) <= self.config.max_batch_size
+        assert plan.num_tokens <= self.config.max_step_tokens
+        for seq in decodes:
+            assert seq.rid in rids or seq.state is State.PREEMPTED, "a decode was left out"
+        self.idle_steps = self.idle_steps + 1 if had_work and not rids else 0
+        assert self.idle_steps < 2, "work waits and nothing runs"
+        for rid in self.aborted:
+            assert self.bench.answers[rid].num_outputs == heard[rid], "an aborted request heard"
+        self.check_answers()
+
+    def check_answers(self) -> None:
+        for rid, answer in self.bench.answers.items():
+            expected = self.expected[rid]
+            assert answer.ids == expected.ids[: len(answer.ids)]
+            if answer.finish is None:
+                continue
+            self.ended.add(rid)
+            if answer.finish == "error":
+                broken = self.bench.runner.raising | self.bench.runner.failing
+                assert expected.finish == "error" or rid in broken
+                assert answer.error and "\n" not in answer.error
+            else:
+                assert answer.ids == expected.ids
+                assert answer.finish == expected.finish
+                assert answer.stop_token_id == expected.stop_token_id
+
+    @invariant()
+    def blocks_are_conserved(self) -> None:
+        self.core.cache.check()
+        counts = self.core.cache.counts()
+        assert counts.free + counts.cached + counts.pinned + counts.held == counts.total
+
+    @invariant()
+    def no_block_has_two_writers(self) -> None:
+        pool = self.core.cache.pool
+        writable: set[int] = set()
+        for seq in self.core.scheduler.running.values():
+            own = seq.blocks[seq.num_computed // self.core.cache.block_size :]
+            assert not any(pool.in_tree[block] or pool.refs[block] != 1 for block in own)
+            assert writable.isdisjoint(own)
+            writable.update(own)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "core"):
+            return
+        for _ in range(2000):
+            if not self.core.has_work():
+                break
+            self.one_step()
+        assert not self.core.has_work(), "the engine does not come to an end"
+        for rid, answer in self.bench.answers.items():
+            assert answer.finish is not None or rid in self.aborted, f"{rid} was never told"
+        assert self.core.cache.counts().held == 0
+        for pin in self.pins:
+            self.core.cache.unpin(pin)
+        self.core.cache.clear()
+        self.core.cache.check()
+        assert self.core.cache.counts().free == self.bench.runner.num_blocks
+
+
+def test_any_interleaving_gives_each_request_its_own_answer() -> None:
+    run_state_machine_as_test(
+        CoreMachine, settings=settings(max_examples=60, stateful_step_count=25, deadline=None)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_any_interleaving_gives_each_request_its_own_answer_for_long() -> None:
+    run_state_machine_as_test(
+        CoreMachine,
+        settings=settings(
+            max_examples=1500,
+            stateful_step_count=60,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
