@@ -81,6 +81,11 @@ class EngineSettings:
         above=0,
         most=1,
     )
+    num_blocks: int | None = setting(
+        None,
+        "KV blocks; default: as many as fit the memory given by cache_max_entry_count",
+        least=1,
+    )
     block_size: int = setting(16, "tokens in a KV block", least=1)
     attention: Literal["auto", "cpu", "sdpa"] = setting("auto", "attention backend")
     deterministic: bool = setting(

@@ -1,0 +1,124 @@
+"""How much KV cache there is: bytes of a block, and how many blocks fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmserve.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BYTES = 512 * 2**20
+DEFAULT_SHARE = 0.25  # of what is available, when that is less
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLayout:
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    max_model_len: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+
+def block_bytes(
+    num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, element_bytes: int
+) -> int:
+    """Bytes of one block: keys and values, on every layer."""
+    return 2 * num_layers * num_kv_heads * head_dim * block_size * element_bytes
+
+
+def plan_layout(
+    *,
+    bytes_per_block: int,
+    block_size: int,
+    model_len: int,  # the longest context the model knows
+    session_len: int | None,  # the setting
+    share: float | None,  # the setting cache_max_entry_count
+    available_bytes: int,
+    default_share: float = DEFAULT_SHARE,
+    default_bytes: int | None = DEFAULT_BYTES,
+    max_tokens: int | None = None,  # more than this can never be in use
+    num_blocks: int | None = None,  # the setting: so many, whatever the memory
+) -> CacheLayout:
+    """As many blocks as the budget holds. A sequence of the longest length must fit: where it
+    does not, the length asked for is refused, the model's own is shortened."""
+    if session_len is not None and not 1 < session_len <= model_len:
+        raise SettingsError(
+            f"--session-len {session_len} is out of range; this model takes 2 to {model_len} tokens"
+        )
+    if share is not None and not 0 < share <= 1:
+        raise SettingsError(f"--cache-max-entry-count {share} is out of range; use 0 < share <= 1")
+    budget = int(available_bytes * (default_share if share is None else share))
+    if share is None and default_bytes is not None:
+        budget = min(budget, default_bytes)
+    if num_blocks is None:
+        num_blocks = budget // bytes_per_block
+        if max_tokens is not None:
+            num_blocks = min(num_blocks, -(-max_tokens // block_size))
+    budget = min(budget, num_blocks * bytes_per_block)
+    max_model_len = session_len or model_len
+    if num_blocks * block_size < max_model_len:
+        _explain_shortage(num_blocks * block_size, max_model_len, session_len, budget)
+        max_model_len = num_blocks * block_size
+    return CacheLayout(num_blocks, block_size, bytes_per_block, max_model_len)
+
+
+def _explain_shortage(fits: int, wanted: int, session_len: int | None, budget: int) -> None:
+    place = f"the KV cache of {budget / 2**20:.0f} MiB holds {fits} tokens"
+    if session_len is not None or fits < 2:
+        raise SettingsError(
+            f"{place}, fewer than the {wanted} asked for; give it more memory with "
+            "--cache-max-entry-count or lower --session-len"
+        )
+    log.warning(
+        "%s, so contexts are limited to that and not the model's %d; "
+        "--cache-max-entry-count gives it more memory",
+        place,
+        wanted,
+    )
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Bytes this process may still take: the machine's, or less where a cgroup limits it."""
+    return min(_machine_available(meminfo), *_cgroup_available(cgroup))
+
+
+def _machine_available(meminfo: Path) -> int:
+    try:
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:  # not Linux: half of what is there
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (ValueError, OSError):
+        return 4 * 2**30
+
+
+def _cgroup_available(cgroup: Path) -> list[int]:
+    """Of cgroup 2 and of 1; a list of one impossible number where there is no limit."""
+    found = [2**62]
+    pairs: list[tuple[str, str, Callable[[str], bool]]] = [
+        ("memory.max", "memory.current", lambda text: text != "max"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", lambda _: True),
+    ]
+    for limit_name, usage_name, limited in pairs:
+        try:
+            limit = (cgroup / limit_name).read_text().strip()
+            usage = (cgroup / usage_name).read_text().strip()
+        except OSError:
+            continue
+        if limited(limit):
+            found.append(max(0, int(limit) - int(usage)))
+    return found

@@ -1,0 +1,92 @@
+"""Runs plans: everything on the device starts here."""
+
+from __future__ import annotations
+
+import torch
+
+from lmserve.attention.base import AttentionBackend
+from lmserve.engine.cache.layout import CacheLayout
+from lmserve.engine.cache.tensors import KVCache
+from lmserve.engine.inputs import build_inputs
+from lmserve.engine.plan import Row, StepPlan, StepResult
+from lmserve.engine.sampler import sample
+from lmserve.models.base import Model
+from lmserve.models.linear import Numerics
+from lmserve.sampling import SamplingParams
+from lmserve.weights.base import TokenizerAssets
+
+
+class Runner:
+    """A loaded model with its KV cache. The attributes are what the engine reports."""
+
+    def __init__(
+        self,
+        model: Model,
+        attention: AttentionBackend,
+        layout: CacheLayout,
+        numerics: Numerics,
+        *,
+        model_path: str = "",
+        assets: TokenizerAssets | None = None,
+    ):
+        info = model.info
+        self.model_path = model_path
+        self.assets = assets
+        self.architecture = info.architecture
+        self.num_parameters = info.num_parameters
+        self.vocab_size = info.vocab_size
+        self.weights = info.weights
+        self.max_model_len = layout.max_model_len
+        self.block_size = layout.block_size
+        self.num_blocks = layout.num_blocks
+        self.kv_cache_bytes = layout.num_bytes
+        self.dtype = str(numerics.dtype).removeprefix("torch.")
+        self.device = str(numerics.device)
+        self.attention = attention.name
+        self._model = model
+        self._backend = attention
+        self._numerics = numerics
+        self._cache = KVCache(attention.shape, layout.num_blocks, numerics.dtype, numerics.device)
+        attention.bind(self._cache.layers)
+        model.bind(attention, layout.max_model_len)
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """One step. Running the same plan again is safe; a row whose logits are not finite
+        fails alone."""
+        self._cache.copy(plan.copies)
+        logits = self.logits(plan) if plan.rows else None
+        if logits is None:
+            return StepResult()
+        return self._choose(logits, [row for row in plan.rows if row.sampling is not None])
+
+    @torch.inference_mode()
+    def logits(self, plan: StepPlan) -> torch.Tensor | None:
+        """Computes the rows of a plan: float32 logits of those that sample, in their order."""
+        inputs = build_inputs(plan, self._numerics.device)
+        metadata = self._backend.prepare(inputs.batch)
+        logits = self._model.forward(inputs.token_ids, inputs.positions, metadata, inputs.sample)
+        return None if logits is None else logits.float()
+
+    def warm_up(self) -> None:
+        """A prefill and a decode in the first block: libraries load, kernels are made."""
+        length = min(4, self.block_size - 1, self.max_model_len - 1)
+        greedy = SamplingParams(temperature=0.0)
+        for start, count in ((0, length), (length, 1)):
+            if count:
+                self.run(StepPlan([Row(0, [0] * count, start, [0], greedy)]))
+
+    def _choose(self, logits: torch.Tensor, rows: list[Row]) -> StepResult:
+        result = StepResult()
+        finite = logits.sum(-1).isfinite()  # a sum is finite only where all its terms are
+        if not finite.all():
+            good = finite.tolist()
+            for row in (row for row, fine in zip(rows, good, strict=True) if not fine):
+                result.errors[row.rid] = "the model's output is not finite"
+                self._cache.scrub(row.blocks)
+            rows = [row for row, fine in zip(rows, good, strict=True) if fine]
+            logits = logits[finite]
+        if rows:
+            tokens = sample(logits, rows)
+            result.tokens = {row.rid: token for row, token in zip(rows, tokens, strict=True)}
+        return result

@@ -1,0 +1,41 @@
+"""What the runner needs of a model, whoever wrote it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from lmserve.attention.base import AttentionBackend, CacheShape, Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model says of itself. `cache` lacks only the block size (1)."""
+
+    architecture: str
+    vocab_size: int
+    max_positions: int
+    num_parameters: int
+    weights: str  # for people: "int4 (q4_1) + float32"
+    cache: CacheShape
+
+
+class Model(ABC):
+    info: ModelInfo
+    attention: AttentionBackend
+
+    def bind(self, attention: AttentionBackend, max_positions: int) -> None:
+        """Takes the attention over the KV cache, and the longest context it will see."""
+        self.attention = attention
+
+    @abstractmethod
+    def forward(
+        self,
+        token_ids: torch.Tensor,  # (T): the tokens of all rows of a step, one after another
+        positions: torch.Tensor,  # (T)
+        metadata: Metadata,  # of `self.attention`
+        sample: torch.Tensor,  # (S): the tokens whose logits are wanted
+    ) -> torch.Tensor | None:
+        """Logits (S, vocab), or None where no row samples."""

@@ -1,0 +1,53 @@
+"""Token embeddings: a dense table, or rows taken from quantised blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from lmserve.models.linear import Linear
+
+if TYPE_CHECKING:
+    from lmserve.models.source import Source
+    from lmserve.weights.quant.ggml import GGMLTensor
+
+
+class DenseEmbedding:
+    def __init__(self, table: torch.Tensor):
+        self.table = table
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.table.index_select(0, token_ids)
+
+
+class PackedEmbedding:
+    """Only the rows looked up are dequantised."""
+
+    def __init__(self, weight: GGMLTensor, dtype: torch.dtype, device: torch.device):
+        self.weight = weight
+        self.dtype = dtype
+        self.device = device
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.weight.rows(token_ids.cpu(), self.dtype).to(self.device)
+
+
+Embedding = DenseEmbedding | PackedEmbedding
+
+
+def embedding_and_head(
+    source: Source, vocab_size: int, hidden_size: int, tied: bool
+) -> tuple[Embedding, Linear]:
+    """The first and the last weight of a model, one table where they are tied."""
+    name, numerics = "model.embed_tokens.weight", source.numerics
+    weight = source.raw(name, vocab_size, hidden_size)
+    if tied:
+        table = source.dense(weight)
+        return DenseEmbedding(table), source.dense_linear(table)
+    embedding: Embedding
+    if numerics.packed and not isinstance(weight, torch.Tensor):
+        embedding = PackedEmbedding(weight, numerics.dtype, numerics.device)
+    else:
+        embedding = DenseEmbedding(source.dense(weight))
+    return embedding, source.linear(["lm_head"], [vocab_size], hidden_size, bias=False)

@@ -1,0 +1,188 @@
+"""Any causal LM of transformers, over our paged attention. The only importer of transformers.
+
+The model runs one flat row (1, T) with each token's own position and without a cache of its
+own; its attention layers call `_attend`, which hands queries, keys and values to the backend.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+
+from lmserve.attention.base import AttentionOptions, CacheShape, Metadata
+from lmserve.errors import ModelError
+from lmserve.models.base import Model, ModelInfo
+from lmserve.models.linear import Numerics
+
+IMPLEMENTATION = "lmserve"  # our name in transformers' registries
+HOLDER = "_lmserve_model"  # attribute of a module: the HfModel it belongs to
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+# keyword arguments of an attention function that do not change its result for us
+HARMLESS = {
+    "dropout",
+    "is_causal",
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "output_attentions",
+    "position_embeddings",
+    "past_key_values",
+    "layer_idx",
+}
+
+
+@dataclass(slots=True)
+class Probe:
+    """What the attention layers of a model ask for: (heads, kv heads, head dim) of each."""
+
+    layers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+
+
+class HfModel(Model):
+    def __init__(self, path: str, architecture: str, numerics: Numerics):
+        if numerics.deterministic:
+            raise ModelError(
+                f"{architecture} runs through transformers, which cannot be deterministic; "
+                "leave --deterministic out"
+            )
+        _register()
+        self._module = _load(path, architecture, numerics)
+        self._step: Metadata | Probe = Probe()
+        for module in self._module.modules():
+            setattr(module, HOLDER, self)
+        parameters = inspect.signature(self._module.forward).parameters
+        self._selects = "logits_to_keep" in parameters
+        self._takes_positions = "position_ids" in parameters
+        self.info = self._probe(architecture, numerics)
+
+    def forward(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        metadata: Metadata,
+        sample: torch.Tensor,
+    ) -> torch.Tensor | None:
+        self._step = metadata
+        extra = {"logits_to_keep": sample} if self._selects and sample.numel() else {}
+        logits = self._run(token_ids, positions, **extra)
+        if not sample.numel():
+            return None
+        return logits if self._selects else logits.index_select(0, sample)
+
+    def _run(self, token_ids: torch.Tensor, positions: torch.Tensor, **extra: Any) -> torch.Tensor:
+        logits: torch.Tensor = self._module(
+            input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **extra
+        ).logits
+        return logits[0]
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        q: torch.Tensor,  # (1, heads, T, head_dim)
+        k: torch.Tensor,
+        v: torch.Tensor,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """(1, T, heads, head_dim)"""
+        layer = getattr(module, "layer_idx", None)
+        if not isinstance(layer, int):
+            raise ModelError("an attention layer of the model does not know its index")
+        if isinstance(self._step, Probe):
+            if layer in self._step.layers or k.shape != v.shape or q.shape[3] != k.shape[3]:
+                raise ModelError("keys and values of the model do not have one plain shape")
+            self._step.layers[layer] = (q.shape[1], k.shape[1], k.shape[3])
+            return torch.zeros_like(q.transpose(1, 2))
+        q, k, v = (each[0].transpose(0, 1) for each in (q, k, v))
+        return self.attention.forward(q, k, v, layer, options, self._step)[None]
+
+    def _probe(self, architecture: str, numerics: Numerics) -> ModelInfo:
+        """Two tokens through the model show what each layer asks of the cache."""
+        if not self._takes_positions:
+            raise ModelError(f"{architecture} takes no position_ids: it is not supported")
+        probe = self._step = Probe()
+        tokens = torch.zeros(2, dtype=torch.int64, device=numerics.device)
+        try:
+            with torch.inference_mode():
+                self._run(tokens, torch.arange(2, device=numerics.device))
+        except ModelError as error:
+            raise ModelError(f"{architecture} is not supported: {error.message}") from error
+        except Exception as error:  # whatever the foreign model raises
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"{architecture} does not run over our cache: {reason}") from error
+        config = self._module.config.get_text_config()
+        shapes = set(probe.layers.values())
+        if len(shapes) != 1 or sorted(probe.layers) != list(range(config.num_hidden_layers)):
+            raise ModelError(
+                f"{architecture} is not supported: not all of its layers use our attention, "
+                "or not all in one shape"
+            )
+        num_heads, num_kv_heads, head_dim = shapes.pop()
+        parameters = list(self._module.parameters())
+        return ModelInfo(
+            architecture=architecture,
+            vocab_size=config.vocab_size,
+            max_positions=getattr(config, "max_position_embeddings", 2048),
+            num_parameters=sum(parameter.numel() for parameter in parameters),
+            weights=f"{str(numerics.dtype).removeprefix('torch.')} (transformers)",
+            cache=CacheShape(len(probe.layers), num_heads, num_kv_heads, head_dim, 1),
+        )
+
+
+def _load(path: str, architecture: str, numerics: Numerics) -> Any:
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        module = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=numerics.dtype,
+            attn_implementation=IMPLEMENTATION,
+        )
+    except Exception as error:  # transformers raises of every kind here
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"transformers cannot load {architecture}: {lines[0]}") from error
+    config = module.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or LAYER_TYPES)
+    if not module._supports_attention_backend or config.is_encoder_decoder or kinds - LAYER_TYPES:
+        raise ModelError(
+            f"{architecture} is not supported: its attention cannot be replaced by ours"
+        )
+    return module.eval().requires_grad_(False).to(numerics.device)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface."""
+    unknown = sorted(
+        name for name, value in rest.items() if value is not None and name not in HARMLESS
+    )
+    if unknown:
+        raise ModelError(f"its attention asks for {', '.join(unknown)}")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    holder: HfModel = getattr(module, HOLDER)
+    options = AttentionOptions(float(scale), sliding_window, softcap)
+    return holder.attend(module, query, key, value, options), None
+
+
+def _no_mask(*_args: Any, **_kwargs: Any) -> None:
+    """The backend masks."""
+
+
+def _register() -> None:
+    transformers.AttentionInterface.register(IMPLEMENTATION, _attend)
+    transformers.AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

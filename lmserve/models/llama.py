@@ -1,0 +1,15 @@
+"""Llama, and what is Llama in all but name (SmolLM2, Mistral)."""
+
+from __future__ import annotations
+
+from lmserve.models.config import Config, ModelConfig, parse_config
+
+
+def llama_config(config: Config) -> ModelConfig:
+    attention_bias = bool(config.get("attention_bias", False))
+    return parse_config(
+        config,
+        qkv_bias=attention_bias,
+        out_bias=attention_bias,
+        mlp_bias=bool(config.get("mlp_bias", False)),
+    )

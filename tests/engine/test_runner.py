@@ -1,0 +1,102 @@
+"""The runner: copies, failing rows, what it reports."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+from tiny import GREEDY, LLAMA, greedy, prompts_of, random_model, tiny_runner
+
+from lmserve.attention.base import CacheShape
+from lmserve.engine.cache.tensors import KVCache
+from lmserve.engine.loader import available_cores, choose_numerics
+from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
+from lmserve.errors import SettingsError
+from lmserve.settings import EngineSettings
+
+
+@pytest.fixture(scope="module")
+def runner():
+    torch.set_num_threads(1)
+    return tiny_runner(random_model(transformers.LlamaConfig(**LLAMA)))
+
+
+def test_copies_read_every_source_before_a_target_is_written():
+    shape = CacheShape(2, 2, 1, 4, 2)
+    cache = KVCache(shape, 4, torch.float32, torch.device("cpu"))
+    for layer, pair in enumerate(cache.layers):
+        for part, tensor in enumerate(pair):
+            for block in range(4):
+                tensor[block] = 100 * layer + 10 * part + block
+    cache.copy([BlockCopy(0, 1, 2), BlockCopy(1, 0, 2), BlockCopy(1, 3, 2)])
+    for layer, pair in enumerate(cache.layers):
+        for part, tensor in enumerate(pair):
+            held = (tensor[:, 0, :, 0] - 100 * layer - 10 * part)[:, 0].tolist()
+            assert held == [1.0, 0.0, 2.0, 1.0]
+
+
+def test_a_copied_block_continues_like_its_source(runner):
+    (prompt,) = prompts_of(97, [11], seed=3)
+    expected = runner.run(StepPlan([Row(0, prompt, 0, [5, 9, 2], GREEDY)])).tokens[0]
+    plan = StepPlan([Row(1, prompt[10:], 10, [5, 9, 7], GREEDY)], [BlockCopy(2, 7, 2)])
+    assert runner.run(plan).tokens == {1: expected}
+
+
+def test_rows_that_do_not_sample_give_nothing(runner):
+    assert runner.run(StepPlan([Row(0, [1, 2, 3], 0, [0], None)])) == StepResult()
+    assert runner.run(StepPlan([])) == StepResult()
+
+
+def test_running_a_plan_again_gives_the_same(runner):
+    plan = StepPlan([Row(i, [i, 2, 3], 0, [i], GREEDY) for i in range(4)])
+    assert runner.run(plan) == runner.run(plan)
+
+
+def test_a_row_that_is_not_finite_fails_alone_and_leaves_nothing_behind():
+    module = random_model(transformers.LlamaConfig(**LLAMA))
+    clean = tiny_runner(module)
+    with torch.no_grad():
+        module.model.embed_tokens.weight[13] = torch.inf
+    runner = tiny_runner(module)
+    rows = [Row(1, [1, 2, 13, 4, 5], 0, [3, 4], GREEDY), Row(2, [6, 7], 0, [8], GREEDY)]
+    result = runner.run(StepPlan(rows))
+    assert result.errors == {1: "the model's output is not finite"}
+    assert result.tokens == clean.run(StepPlan(rows[1:])).tokens
+    # its blocks are another's now, who must not see its numbers
+    reused = StepPlan([Row(3, [9, 8], 0, [4], GREEDY), Row(4, [5], 0, [3], GREEDY)])
+    assert runner.run(reused) == clean.run(reused)
+
+
+def test_it_reports_what_it_runs(runner):
+    assert (runner.architecture, runner.dtype, runner.device) == (
+        "LlamaForCausalLM",
+        "float32",
+        "cpu",
+    )
+    assert (runner.attention, runner.weights, runner.vocab_size) == ("cpu", "float32", 97)
+    runner.warm_up()
+    assert len(greedy(runner, [[1]], 3)[0]) == 3
+
+
+@pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99", "nonsense"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(SettingsError, match="--device"):
+        choose_numerics(EngineSettings(device=device))
+
+
+def test_float32_asked_for_means_exact_weights():
+    assert not choose_numerics(EngineSettings(device="cpu", dtype="float32")).packed
+    assert choose_numerics(EngineSettings(device="cpu")).packed
+
+
+def test_a_cpu_quota_limits_the_threads(tmp_path):
+    quota = tmp_path / "cpu.max"
+    quota.write_text("100000 100000\n")
+    assert available_cores(quota) == 1
+    quota.write_text("max 100000\n")
+    assert available_cores(quota) == available_cores(tmp_path / "missing")

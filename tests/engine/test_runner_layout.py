@@ -1,0 +1,63 @@
+"""How much KV cache there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from lmserve.engine.cache.layout import available_memory, block_bytes, plan_layout
+from lmserve.errors import SettingsError
+
+MIB = 2**20
+USUAL = {
+    "bytes_per_block": MIB // 4,
+    "block_size": 16,
+    "model_len": 2048,
+    "session_len": None,
+    "share": None,
+    "available_bytes": 8192 * MIB,
+}
+
+
+def test_the_default_is_the_lesser_of_512_mib_and_a_quarter():
+    assert plan_layout(**USUAL).num_bytes == 512 * MIB
+    assert plan_layout(**{**USUAL, "available_bytes": 400 * MIB}).num_bytes == 100 * MIB
+    assert plan_layout(**USUAL, max_tokens=1600).num_blocks == 100
+
+
+def test_a_share_is_of_what_is_available():
+    layout = plan_layout(**{**USUAL, "share": 0.5})
+    assert layout.num_bytes == 4096 * MIB
+    with pytest.raises(SettingsError, match="cache-max-entry-count 1.5"):
+        plan_layout(**{**USUAL, "share": 1.5})
+
+
+def test_one_longest_sequence_must_fit(caplog):
+    small = {**USUAL, "available_bytes": 40 * MIB}
+    layout = plan_layout(**small)
+    assert layout.max_model_len == layout.num_blocks * 16 == 640
+    assert "--cache-max-entry-count" in caplog.text
+    assert plan_layout(**{**small, "session_len": 640}).max_model_len == 640
+    with pytest.raises(SettingsError, match="--session-len"):
+        plan_layout(**{**small, "session_len": 641})
+    with pytest.raises(SettingsError, match="holds 0 tokens"):
+        plan_layout(**{**small, "available_bytes": 0})
+
+
+def test_a_session_longer_than_the_model_is_refused():
+    with pytest.raises(SettingsError, match="2 to 2048 tokens"):
+        plan_layout(**{**USUAL, "session_len": 2049})
+
+
+def test_a_block_is_keys_and_values_on_every_layer():
+    assert block_bytes(30, 3, 64, 16, 4) == 2 * 30 * 3 * 64 * 16 * 4
+
+
+def test_available_memory_is_limited_by_a_cgroup(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 8000 kB\nMemAvailable: 4000 kB\n")
+    assert available_memory(meminfo, tmp_path) == 4000 * 1024
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert available_memory(meminfo, tmp_path) == 2000000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(meminfo, tmp_path) == 4000 * 1024
