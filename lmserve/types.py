@@ -48,7 +48,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made once a token, and freezing triples its cost
 class TextDelta:
     """More text. `token_ids` are the tokens that became visible or were held with it."""
 

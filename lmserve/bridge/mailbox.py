@@ -7,6 +7,7 @@ answer's own length. Exactly one terminal delivery is ever made.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lmserve.messages import SequenceOutput, unpack_ids
@@ -26,7 +27,8 @@ class Delivery:
 
 
 class Mailbox:
-    """Owned by the handle that made it; read by one reader."""
+    """Owned by the handle that made it; read by one reader, which waits in `get` or, so that no
+    task need wake for a step, has `listener` called in the very turn that brings it."""
 
     __slots__ = (
         "_chunks",
@@ -35,6 +37,7 @@ class Mailbox:
         "_terminal",
         "_waiter",
         "finished",
+        "listener",
         "rid",
     )
 
@@ -46,6 +49,8 @@ class Mailbox:
         self._terminal: SequenceOutput | None = None
         self._died = False
         self._waiter: asyncio.Future[None] | None = None
+        #: Called after each `put`; takes what there is with `take`, and must not raise.
+        self.listener: Callable[[], None] | None = None
 
     def put(self, output: SequenceOutput) -> None:
         """Adds a step's output. After a terminal one, whatever comes is dropped."""
@@ -57,9 +62,17 @@ class Mailbox:
         if output.finish is not None:
             self.finished = True
             self._terminal = output
+        if self.listener is not None:
+            self.listener()
+            return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something was put that nobody took."""
+        return bool(self._chunks)
 
     def end(self, finish: str, error: str | None = None, *, died: bool = False) -> None:
         """Puts the terminal delivery, unless there is one already."""
@@ -77,9 +90,10 @@ class Mailbox:
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._take()
+        return self.take()
 
-    def _take(self) -> Delivery:
+    def take(self) -> Delivery:
+        """What is `waiting`, at once."""
         chunks, self._chunks = self._chunks, []
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         one = len(data) == 4  # nearly always, while the reader keeps up

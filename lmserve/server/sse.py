@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from aiohttp import web
@@ -19,6 +19,10 @@ HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+
+# Given a write that does not wait and says whether to go on; returns when it should not, or when
+# there is nothing more of its kind.
+Follow = Callable[[Callable[[bytes], bool]], Awaitable[None]]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,20 @@ class EventStream:
         await self._response.write(data)
         self._writing_since = None
 
+    def write_now(self, data: bytes) -> bool:
+        """Writes without waiting; False when the client lags, so that the next write should.
+        Only for a started stream that did not lag after its last write."""
+        try:
+            self._response.write(data).send(None)
+        except StopIteration:
+            return not self.lags
+        raise AssertionError("a write waited although the connection took its bytes")
+
+    @property
+    def lags(self) -> bool:
+        """Whether the client takes its bytes slower than they come."""
+        return self._request.protocol.writing_paused
+
     async def end(self) -> web.StreamResponse:
         self._writing_since = self._loop.time()
         await self._response.write_eof()
@@ -73,9 +91,13 @@ class EventStream:
 
 
 async def send(
-    request: web.Request, chunks: AsyncGenerator[bytes, None], write_timeout_s: float
+    request: web.Request,
+    chunks: AsyncGenerator[bytes, None],
+    write_timeout_s: float,
+    follow: Follow | None = None,
 ) -> web.StreamResponse:
-    """Sends the chunks; the last of them ends with `[DONE]`.
+    """Sends the chunks; the last of them ends with `[DONE]`. While the client keeps up, `follow`
+    may write what would be the next chunks itself, in the turn that brings them.
 
     What fails before the first chunk is raised, so that it gets its status; what fails later is
     told as an event. Cancelled when the client leaves, even while nothing is written.
@@ -86,6 +108,8 @@ async def send(
             try:
                 async for chunk in chunks:
                     await stream.write(chunk)
+                    if follow is not None and not stream.lags:
+                        await follow(stream.write_now)
             except ConnectionResetError:
                 raise
             except LmserveError as error:

@@ -137,6 +137,36 @@ class Generation:
             raise self._outcome
         return self._outcome
 
+    async def follow(self, show: Callable[[TextDelta], bool]) -> None:
+        """Hands each delta to `show` in the very turn that brings its step: no task wakes for
+        it. Returns when `show` says False (its reader lags) or the text is complete; `events`
+        has whatever comes next. What `show` raises is raised here."""
+        if self._outcome is not None:
+            return
+        mailbox = self._mailbox
+        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def on_mail() -> None:
+            mailbox.listener = None  # ending here may put a last delivery
+            try:
+                delta = self._take(mailbox.take())
+                if (delta is None or show(delta)) and self._outcome is None:
+                    mailbox.listener = on_mail
+                elif not stopped.done():
+                    stopped.set_result(None)
+            except Exception as error:
+                if not stopped.done():
+                    stopped.set_exception(error)
+
+        if mailbox.waiting:
+            on_mail()
+        else:
+            mailbox.listener = on_mail
+        try:
+            await stopped
+        finally:
+            mailbox.listener = None
+
     def _take(self, delivery: Delivery) -> TextDelta | None:
         """What a delivery adds to the text. Ends the generation where it says so."""
         output, token_ids = self._output, delivery.token_ids
@@ -209,7 +239,13 @@ class Generation:
 async def collect(generation: Generation) -> tuple[str, Done]:
     """The whole text and how it ended. Raises EngineError."""
     parts: list[str] = []
+
+    def keep(delta: TextDelta) -> bool:
+        parts.append(delta.text)
+        return True
+
     with generation.lease():
+        await generation.follow(keep)
         async for event in generation.events():
             if isinstance(event, Done):
                 return "".join(parts), event

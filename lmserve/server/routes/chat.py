@@ -30,7 +30,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         if asked.stream:
             encoder = ChatEncoder(head, include_usage=asked.include_usage)
             chunks = stream_chunks(generation, encoder, asked.include_usage)
-            return await sse.send(request, chunks, app[SETTINGS].server.write_timeout_s)
+            return await sse.send(
+                request,
+                chunks,
+                app[SETTINGS].server.write_timeout_s,
+                lambda write: generation.follow(lambda delta: write(encoder.delta(delta.text))),
+            )
         text, done = await collect(generation)
         return json_response(chat_response(head, text, done.finish_reason, done.usage))
 

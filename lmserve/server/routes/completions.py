@@ -37,7 +37,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
         if asked.stream:
             encoder = CompletionEncoder(head, include_usage=asked.include_usage)
             chunks = stream_chunks(generations, encoder, asked.include_usage)
-            return await sse.send(request, chunks, app[SETTINGS].server.write_timeout_s)
+            follow = _follow(first, encoder) if len(generations) == 1 else None
+            timeout_s = app[SETTINGS].server.write_timeout_s
+            return await sse.send(request, chunks, timeout_s, follow)
         answers = [await collect(generation) for generation in generations]
         return json_response(
             completion_response(
@@ -46,6 +48,10 @@ async def completions(request: web.Request) -> web.StreamResponse:
                 [done.usage for _, done in answers],
             )
         )
+
+
+def _follow(generation: Generation, encoder: CompletionEncoder) -> sse.Follow:
+    return lambda write: generation.follow(lambda delta: write(encoder.delta(0, delta.text)))
 
 
 async def stream_chunks(
