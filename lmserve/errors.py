@@ -8,7 +8,7 @@
     │   ├── NotFound            404  no such route, or wrong method (405)
     │   └── ModelNotFound       404  the model named is not served here
     ├── Overloaded              429  a limit is reached; `retry_after_s` says when to come back
-    ├── EngineUnavailable       503  the engine is loading, stuck, restarting or gone
+    ├── EngineUnavailable       503  the engine is loading, restarting or gone
     ├── EngineError             500  the engine failed this request, and only this one
     │   └── EngineDied          500  the engine process died while the request ran
     └── SetupError                   the command cannot start; one line, exit code 1
@@ -98,7 +98,7 @@ class Overloaded(LmserveError):
 
 
 class EngineUnavailable(LmserveError):
-    """The engine is loading, stuck, restarting or stopped; nothing was run."""
+    """The engine is loading, restarting or stopped, or did not answer in time."""
 
     status = 503
     type = "server_error"

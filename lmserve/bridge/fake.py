@@ -120,7 +120,7 @@ class FakeEngine(EngineHandle):
         return self.info
 
     def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
-        if self._state != "ready":
+        if self._state not in ("ready", "stuck"):
             raise EngineUnavailable(f"the engine is not ready ({self._state})")
         rid = next(self._rids)
         if self._record:

@@ -48,7 +48,8 @@ class EngineHandle(ABC):
     def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
         """Queues one request and returns where its outputs arrive. Never blocks.
 
-        Raises EngineUnavailable when the engine is not ready: nothing was queued then.
+        Raises EngineUnavailable when there is no engine to take it (loading, restarting, gone):
+        nothing was queued then. One that is stuck may only be slow, and takes it.
         """
 
     @abstractmethod

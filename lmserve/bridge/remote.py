@@ -103,7 +103,8 @@ class RemoteEngine(EngineHandle):
         return self.info
 
     def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
-        if self._state != "ready" or self._channel is None:
+        # One that is stuck may only be slow: what it is sent waits with what it has.
+        if self._state not in ("ready", "stuck") or self._channel is None:
             raise self._unavailable()
         mailbox = Mailbox(next(self._ids))
         self._channel.send(Submit(mailbox.rid, pack_ids(token_ids), sampling, priority))
