@@ -42,12 +42,12 @@ def embedding_and_head(
     """The first and the last weight of a model, one table where they are tied."""
     name, numerics = "model.embed_tokens.weight", source.numerics
     weight = source.raw(name, vocab_size, hidden_size)
-    if tied:
-        table = source.dense(weight)
-        return DenseEmbedding(table), source.dense_linear(table)
     embedding: Embedding
     if numerics.packed and not isinstance(weight, torch.Tensor):
         embedding = PackedEmbedding(weight, numerics.dtype, numerics.device)
     else:
         embedding = DenseEmbedding(source.dense(weight))
-    return embedding, source.linear(["lm_head"], [vocab_size], hidden_size, bias=False)
+    if not tied:
+        return embedding, source.linear(["lm_head"], [vocab_size], hidden_size, bias=False)
+    table = embedding.table if isinstance(embedding, DenseEmbedding) else weight
+    return embedding, source.linear_of([table], [None])

@@ -14,4 +14,9 @@ class RMSNorm:
         self.eps = eps
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], eps=self.eps).mul_(self.weight)
+        if x.is_cuda:
+            return F.rms_norm(x, x.shape[-1:], eps=self.eps).mul_(self.weight)
+        # torch's own is these steps on CPU too, with more dispatches
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        factor = norm.square_().mul_(1 / x.shape[-1]).add_(self.eps).rsqrt_()
+        return (x * factor).to(x.dtype).mul_(self.weight)

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, TypeAlias
+from typing import TypeAlias
 
 import torch
 
 from lmserve.errors import ModelError
 from lmserve.models.linear import (
     INT4_ALIGNMENT,
-    INT4_MAX_ROWS,
+    SMALLEST,
+    WEIGHT_LEVELS,
     DenseLinear,
     Int4Linear,
+    Int8Linear,
     Linear,
     Numerics,
+    RowCountLinear,
     SplitLinear,
     TiledLinear,
+    int8_supported,
 )
-from lmserve.weights.quant.ggml import GGMLTensor, cat_rows
+from lmserve.weights.base import Checkpoint
+from lmserve.weights.quant.ggml import GGMLTensor
 
 Weight: TypeAlias = torch.Tensor | GGMLTensor
-
-
-class Checkpoint(Protocol):
-    """What models need of `lmserve.weights.base.Checkpoint`."""
-
-    config: dict[str, Any]
-
-    def names(self) -> list[str]: ...
-
-    def get(self, name: str) -> Weight: ...
 
 
 class Source:
@@ -42,10 +37,11 @@ class Source:
         self.forms: dict[str, None] = {}  # an ordered set
         self._checkpoint = checkpoint
         self._names = frozenset(checkpoint.names())
+        self._unread = set(self._names)
 
     @property
     def label(self) -> str:
-        """For people: "int4 (q4_1) + float32"."""
+        """For people: "int8 (q4_1) + float32"."""
         return " + ".join(self.forms)
 
     def __contains__(self, name: str) -> bool:
@@ -61,7 +57,19 @@ class Source:
                 f"tensor {name!r} has shape {tuple(weight.shape)}, but config.json asks for {shape}"
             )
         self.num_parameters += math.prod(shape)
+        self._unread.discard(name)
         return weight
+
+    def check_all_read(self, tied: bool) -> None:
+        """A tensor that the model has no use for shows that config.json is another model's."""
+        unread = {name for name in self._unread if not name.endswith(".rotary_emb.inv_freq")}
+        if tied:
+            unread.discard("lm_head.weight")
+        if unread:
+            raise ModelError(
+                f"the model has a tensor {min(unread)!r} that its architecture, as config.json "
+                "describes it, has no use for; check 'architectures' and the bias settings there"
+            )
 
     def tensor(self, name: str, *shape: int) -> torch.Tensor:
         """In the model's dtype, on its device."""
@@ -82,47 +90,60 @@ class Source:
             self.tensor(f"{name}.bias", out) if bias else None
             for name, out in zip(names, outs, strict=True)
         ]
-        return self._merge(weights, biases)
+        return self.linear_of(weights, biases)
 
     def dense_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
         self.forms.setdefault(str(weight.dtype).removeprefix("torch."))
         form = TiledLinear if self.numerics.deterministic else DenseLinear
         return form(weight, bias)
 
-    def _merge(self, weights: list[Weight], biases: list[torch.Tensor | None]) -> Linear:
+    def linear_of(self, weights: list[Weight], biases: list[torch.Tensor | None]) -> Linear:
+        """Merged: quantised weights among themselves, or all dense."""
         quantised = [weight for weight in weights if not isinstance(weight, torch.Tensor)]
-        if self.numerics.packed and quantised:
-            if len(quantised) == len(weights) and (merged := self._int4(quantised, biases)):
-                return merged
-            if len(weights) > 1:
-                pairs = zip(weights, biases, strict=True)
-                return SplitLinear([self._merge([weight], [bias]) for weight, bias in pairs])
+        if self.numerics.packed and int8_supported() and quantised:
+            if len(quantised) == len(weights):
+                return self._quantised(quantised, _cat(biases))
+            pairs = zip(weights, biases, strict=True)
+            return SplitLinear([self.linear_of([weight], [bias]) for weight, bias in pairs])
         return self.dense_linear(
             torch.cat([self.dense(weight) for weight in weights]), _cat(biases)
         )
 
-    def _int4(self, weights: list[GGMLTensor], biases: list[torch.Tensor | None]) -> Linear | None:
-        """None where the kernel cannot run them all as one."""
-        converted = [each for weight in weights if (each := weight.to_int4()) is not None]
-        if len(converted) < len(weights):
-            return None
-        codes = torch.cat([each.codes for each in converted])
-        groups = {each.group_size for each in converted}
-        if len(groups) > 1 or codes.shape[0] % INT4_ALIGNMENT:
-            return None
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-        scales = torch.cat([each.scales_and_zeros for each in converted], dim=1)
-        for weight in weights:
-            self.forms.setdefault(f"int4 ({weight.type.lower()})")
-        same = len({weight.type for weight in weights}) == 1
-        return Int4Linear(
-            [cat_rows(weights)] if same else weights,
-            packed,
-            scales.to(torch.bfloat16).contiguous(),
-            groups.pop(),
-            _cat(biases),
-            None if self.numerics.deterministic else INT4_MAX_ROWS,
-        )
+    def _quantised(self, weights: list[GGMLTensor], bias: torch.Tensor | None) -> Linear:
+        kinds = ", ".join(dict.fromkeys(weight.type.lower() for weight in weights))
+        many = Int8Linear(*to_int8(weights), bias)
+        few = None if self.numerics.deterministic else to_int4(weights, bias)
+        self.forms.setdefault(f"{'int8' if few is None else 'int4, int8'} ({kinds})")
+        return many if few is None else RowCountLinear(few, many)
+
+
+def to_int8(weights: list[GGMLTensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (out, in) and the scale of each output; the float32 weight exists in pieces only."""
+    codes = torch.empty(
+        sum(weight.shape[0] for weight in weights), weights[0].shape[1], dtype=torch.int8
+    )
+    scales = torch.empty(len(codes))
+    start = 0
+    for piece in (piece for weight in weights for piece in weight.pieces()):
+        rows = slice(start, start := start + len(piece))
+        scale = torch.linalg.vector_norm(piece, torch.inf, dim=1).clamp_min_(SMALLEST)
+        codes[rows] = piece.mul_((WEIGHT_LEVELS / scale)[:, None]).round_()
+        scales[rows] = scale / WEIGHT_LEVELS
+    return codes, scales
+
+
+def to_int4(weights: list[GGMLTensor], bias: torch.Tensor | None) -> Int4Linear | None:
+    """None where the kernel cannot run them all as one."""
+    converted = [each for weight in weights if (each := weight.to_int4()) is not None]
+    if len(converted) < len(weights):
+        return None
+    codes = torch.cat([each.codes for each in converted])
+    groups = {each.group_size for each in converted}
+    if len(groups) > 1 or codes.shape[0] % INT4_ALIGNMENT:
+        return None
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    scales = torch.cat([each.scales_and_zeros for each in converted], dim=1)
+    return Int4Linear(packed, scales.to(torch.bfloat16).contiguous(), groups.pop(), bias)
 
 
 def _cat(biases: list[torch.Tensor | None]) -> torch.Tensor | None:

@@ -6,30 +6,18 @@ without unpacking anything. The layouts are ggml's; `gguf.quants` is the oracle 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lmserve.errors import ModelError
+from lmserve.weights.gguf_file import TENSOR_TYPES
 
-CHUNK_VALUES = 1 << 22  # unpacked at a time: bounds the float32 intermediates to some 50 MB
+CHUNK_VALUES = 1 << 18  # unpacked at a time: the float32 intermediates stay in the cache
 
-#: values in a block, bytes of a block
-BLOCKS = {
-    "F32": (1, 4),
-    "F16": (1, 2),
-    "BF16": (1, 2),
-    "Q4_0": (32, 18),
-    "Q4_1": (32, 20),
-    "Q5_0": (32, 22),
-    "Q5_1": (32, 24),
-    "Q8_0": (32, 34),
-    "Q4_K": (256, 144),
-    "Q5_K": (256, 176),
-    "Q6_K": (256, 210),
-}
+BLOCK_BYTES = {name: size for name, _, size in TENSOR_TYPES.values()}
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 GROUP_SIZE = 32  # of every int4 form below
 
@@ -52,19 +40,20 @@ class GGMLTensor:
     data: Tensor  # uint8 (rows, row_bytes)
     shape: tuple[int, int]  # (rows, columns) unpacked
 
-    @property
-    def num_bytes(self) -> int:
-        return self.data.numel()
-
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """All of it, (rows, columns)."""
+        out = torch.empty(self.shape, dtype=dtype)
+        start = 0
+        for piece in self.pieces():
+            out[start : (start := start + len(piece))] = piece
+        return out
+
+    def pieces(self) -> Iterator[Tensor]:
+        """All of it in float32, some rows at a time."""
         rows, columns = self.shape
-        out = torch.empty(rows, columns, dtype=dtype)
         step = max(1, CHUNK_VALUES // columns)
         for start in range(0, rows, step):
-            part = self.data[start : start + step]
-            out[start : start + step] = unpack(self.type, part).view(-1, columns)
-        return out
+            yield unpack(self.type, self.data[start : start + step]).view(-1, columns)
 
     def rows(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Some rows, in the order of `index` (1-D): what an embedding looks up."""
@@ -81,7 +70,7 @@ class GGMLTensor:
         if split is None:
             return None
         rows, columns = self.shape
-        codes, scales, zeros = split(self.data.reshape(-1, BLOCKS[self.type][1]))
+        codes, scales, zeros = split(self.data.reshape(-1, BLOCK_BYTES[self.type]))
         pairs = torch.stack((scales.view(rows, -1), zeros.view(rows, -1)), dim=-1)
         return Int4Weight(
             codes.view(rows, columns).to(torch.int32), pairs.transpose(0, 1).contiguous()
@@ -102,7 +91,7 @@ def unpack(type_name: str, data: Tensor) -> Tensor:
     if type_name in FLOATS:
         return data.contiguous().view(FLOATS[type_name]).float()
     if type_name in UNPACK:
-        return UNPACK[type_name](data.reshape(-1, BLOCKS[type_name][1]))
+        return UNPACK[type_name](data.reshape(-1, BLOCK_BYTES[type_name]))
     return _unpack_slowly(type_name, data)
 
 
@@ -110,10 +99,7 @@ def check_supported(type_name: str) -> None:
     """Raises ModelError for a type that nothing here can unpack."""
     if type_name in FLOATS or type_name in UNPACK:
         return
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]][1]
-    _unpack_slowly(type_name, torch.zeros(1, block_bytes, dtype=torch.uint8))
+    _unpack_slowly(type_name, torch.zeros(1, BLOCK_BYTES[type_name], dtype=torch.uint8))
 
 
 def _unpack_slowly(type_name: str, data: Tensor) -> Tensor:
