@@ -53,7 +53,8 @@ def _first_that_works(known: dict[str, Build]) -> tuple[str, str]:
 
 
 def _probe(backend: AttentionBackend) -> None:
-    """One decode row and one chunk, on a cache of two blocks, against the oracle."""
+    """One decode row over two blocks in no order and one chunk, against the oracle: seeing all,
+    and through a window that ends inside the first block."""
     shape, dtype, device = backend.shape, backend.dtype, backend.device
     oracle = SdpaAttention(shape, dtype, device)
     generator = torch.Generator().manual_seed(0)
@@ -61,17 +62,19 @@ def _probe(backend: AttentionBackend) -> None:
     def randn(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator).to(device, dtype)
 
-    size = (2, shape.num_kv_heads, shape.block_size, shape.head_dim)
+    block_size = shape.block_size
+    size = (3, shape.num_kv_heads, block_size, shape.head_dim)
     kv = [(randn(*size), randn(*size))]
-    length = min(3, shape.block_size)
-    batch = AttentionBatch([shape.block_size - 1, 0], [1, length], [[0], [1]])
+    length = min(3, block_size)
+    batch = AttentionBatch([2 * block_size - 1, 0], [1, length], [[2, 0], [1]])
     k, v = (randn(1 + length, shape.num_kv_heads, shape.head_dim) for _ in range(2))
     q = randn(1 + length, shape.num_heads, shape.head_dim)
-    options = AttentionOptions(shape.head_dim**-0.5)
-    results = []
-    for each in (backend, oracle):
-        each.bind([(keys.clone(), values.clone()) for keys, values in kv])
-        results.append(each.forward(q, k, v, 0, options, each.prepare(batch)).float())
     close = 1e-4 if dtype == torch.float32 else 3e-2
-    if not torch.allclose(results[0], results[1], atol=close, rtol=close):
-        raise RuntimeError("its result is wrong")
+    for window in (None, block_size + 1):
+        options = AttentionOptions(shape.head_dim**-0.5, window)
+        results = []
+        for each in (backend, oracle):
+            each.bind([(keys.clone(), values.clone()) for keys, values in kv])
+            results.append(each.forward(q, k, v, 0, options, each.prepare(batch)).float())
+        if not torch.allclose(results[0], results[1], atol=close, rtol=close):
+            raise RuntimeError("its result is wrong")

@@ -37,5 +37,6 @@ class Model(ABC):
         positions: torch.Tensor,  # (T)
         metadata: Metadata,  # of `self.attention`
         sample: torch.Tensor,  # (S): the tokens whose logits are wanted
-    ) -> torch.Tensor | None:
-        """Logits (S, vocab), or None where no row samples."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Logits (S, vocab), or None where no row samples; and (T) of each token, whether all
+        that was computed for it is finite: its KV must not reach others if it is not."""

@@ -57,7 +57,8 @@ def architecture(config: Config) -> str:
 
 
 def parse_config(config: Config, **family: bool) -> ModelConfig:
-    """The configuration of a Llama-like model; `family` are the flags its family fixes."""
+    """The configuration of a Llama-like model; `family` are the flags its family fixes. What the
+    family takes where config.json is silent is already in `config`."""
     num_heads = _whole(config, "num_attention_heads")
     hidden_size = _whole(config, "hidden_size")
     num_layers = _whole(config, "num_hidden_layers")
@@ -126,7 +127,7 @@ def parse_rope(config: Config) -> RopeConfig:
 def _windows(config: Config, num_layers: int) -> tuple[int | None, ...]:
     window = config.get("sliding_window")
     kinds = config.get("layer_types")
-    if window is None or config.get("use_sliding_window") is False:
+    if window is None or not config.get("use_sliding_window", True):
         return (None,) * num_layers
     if kinds:
         return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)

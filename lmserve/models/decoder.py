@@ -67,16 +67,18 @@ class Decoder(Model):
         positions: torch.Tensor,
         metadata: Metadata,
         sample: torch.Tensor,
-    ) -> torch.Tensor | None:
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
         tables = self.rope.at(positions)
         x = self.embed(token_ids)
         for index, layer in enumerate(self.layers):
             x.add_(self._attend(layer, index, layer.attention_norm(x), tables, metadata))
             hidden = layer.gate_up(layer.mlp_norm(x))
             x.add_(layer.down(self._gate(hidden)))
+        # each token attends to itself: what is not finite in its KV is not finite here
+        finite = x.sum(-1, dtype=torch.float32).isfinite()
         if not sample.numel():
-            return None
-        return self.head(self.norm(x.index_select(0, sample)))
+            return None, finite
+        return self.head(self.norm(x.index_select(0, sample))), finite
 
     def _attend(
         self,

@@ -7,13 +7,14 @@ own; its attention layers call `_attend`, which hands queries, keys and values t
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import transformers
 
-from lmserve.attention.base import AttentionOptions, CacheShape, Metadata
+from lmserve.attention.base import AttentionBatch, AttentionOptions, CacheShape, Metadata
+from lmserve.attention.sdpa import SdpaAttention
 from lmserve.errors import ModelError
 from lmserve.models.base import Model, ModelInfo
 from lmserve.models.linear import Numerics
@@ -21,10 +22,15 @@ from lmserve.models.linear import Numerics
 IMPLEMENTATION = "lmserve"  # our name in transformers' registries
 HOLDER = "_lmserve_model"  # attribute of a module: the HfModel it belongs to
 LAYER_TYPES = {"full_attention", "sliding_attention"}
+ROPE_OF_THE_BATCH = ("dynamic", "longrope")  # frequencies by the longest row of a batch
+PROBE_TOKENS = 4  # of each row of the check that rows are apart
+# how far apart two rows may be, of their norm: other kernels round another way, and that may
+# send a token to another expert
+CLOSE = {torch.float32: 1e-3}
+ROUGH = 0.1
 # keyword arguments of an attention function that do not change its result for us
 HARMLESS = {
     "dropout",
-    "is_causal",
     "position_ids",
     "use_cache",
     "cache_position",
@@ -52,12 +58,18 @@ class HfModel(Model):
         _register()
         self._module = _load(path, architecture, numerics)
         self._step: Metadata | Probe = Probe()
+        self._finite: list[torch.Tensor] = []  # (T) of each layer: that its KV is
         for module in self._module.modules():
             setattr(module, HOLDER, self)
         parameters = inspect.signature(self._module.forward).parameters
         self._selects = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
         self.info = self._probe(architecture, numerics)
+        if not self._rows_are_apart(numerics):
+            raise ModelError(
+                f"{architecture} is not supported: what it computes for one sequence depends on "
+                "the others in its batch"
+            )
 
     def forward(
         self,
@@ -65,13 +77,16 @@ class HfModel(Model):
         positions: torch.Tensor,
         metadata: Metadata,
         sample: torch.Tensor,
-    ) -> torch.Tensor | None:
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
         self._step = metadata
-        extra = {"logits_to_keep": sample} if self._selects and sample.numel() else {}
+        self._finite = []
+        # the fewest logits are one token's; zero would mean all
+        extra = {"logits_to_keep": sample if sample.numel() else 1} if self._selects else {}
         logits = self._run(token_ids, positions, **extra)
+        finite = torch.stack(self._finite).all(0)
         if not sample.numel():
-            return None
-        return logits if self._selects else logits.index_select(0, sample)
+            return None, finite
+        return logits if self._selects else logits.index_select(0, sample), finite
 
     def _run(self, token_ids: torch.Tensor, positions: torch.Tensor, **extra: Any) -> torch.Tensor:
         logits: torch.Tensor = self._module(
@@ -97,6 +112,8 @@ class HfModel(Model):
             self._step.layers[layer] = (q.shape[1], k.shape[1], k.shape[3])
             return torch.zeros_like(q.transpose(1, 2))
         q, k, v = (each[0].transpose(0, 1) for each in (q, k, v))
+        sums = k.sum((1, 2), dtype=torch.float32) + v.sum((1, 2), dtype=torch.float32)
+        self._finite.append(sums.isfinite())
         return self.attention.forward(q, k, v, layer, options, self._step)[None]
 
     def _probe(self, architecture: str, numerics: Numerics) -> ModelInfo:
@@ -131,6 +148,30 @@ class HfModel(Model):
             cache=CacheShape(len(probe.layers), num_heads, num_kv_heads, head_dim, 1),
         )
 
+    @torch.inference_mode()
+    def _rows_are_apart(self, numerics: Numerics) -> bool:
+        """Two rows together give what each gives alone: no layer mixes tokens by itself."""
+        shape = replace(self.info.cache, block_size=PROBE_TOKENS)
+        self.attention = SdpaAttention(shape, numerics.dtype, numerics.device)
+        size = (2, shape.num_kv_heads, shape.block_size, shape.head_dim)
+        zeros = torch.zeros(size, dtype=numerics.dtype, device=numerics.device)
+        self.attention.bind([(zeros.clone(), zeros.clone()) for _ in range(shape.num_layers)])
+        together = self._probe_rows([0, 1], numerics)
+        alone = torch.cat([self._probe_rows([row], numerics) for row in (0, 1)])
+        limit = CLOSE.get(numerics.dtype, ROUGH)
+        return bool((together - alone).norm() <= limit * alone.norm())
+
+    def _probe_rows(self, rows: list[int], numerics: Numerics) -> torch.Tensor:
+        """Logits of these rows, each in a block of its own and with tokens of its own."""
+        count = len(rows)
+        self._step = self.attention.prepare(
+            AttentionBatch([0] * count, [PROBE_TOKENS] * count, [[row] for row in rows])
+        )
+        tokens = torch.arange(PROBE_TOKENS) + torch.tensor(rows)[:, None] * PROBE_TOKENS + 1
+        tokens = tokens.flatten() % self.info.vocab_size
+        positions = torch.arange(PROBE_TOKENS).repeat(count)
+        return self._run(tokens.to(numerics.device), positions.to(numerics.device)).float()
+
 
 def _load(path: str, architecture: str, numerics: Numerics) -> Any:
     transformers.logging.set_verbosity_error()
@@ -144,15 +185,32 @@ def _load(path: str, architecture: str, numerics: Numerics) -> Any:
             attn_implementation=IMPLEMENTATION,
         )
     except Exception as error:  # transformers raises of every kind here
+        if isinstance(error, KeyError) and IMPLEMENTATION in error.args:  # a table of its own
+            raise _irreplaceable(architecture) from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"transformers cannot load {architecture}: {lines[0]}") from error
     config = module.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or LAYER_TYPES)
     if not module._supports_attention_backend or config.is_encoder_decoder or kinds - LAYER_TYPES:
-        raise ModelError(
-            f"{architecture} is not supported: its attention cannot be replaced by ours"
-        )
+        raise _irreplaceable(architecture)
+    for kind in sorted(_rope_types(config)):
+        if any(name in kind for name in ROPE_OF_THE_BATCH):
+            raise ModelError(
+                f"{architecture} with rope scaling {kind!r} is not supported: one sequence's "
+                "length would change the answers of others"
+            )
     return module.eval().requires_grad_(False).to(numerics.device)
+
+
+def _irreplaceable(architecture: str) -> ModelError:
+    return ModelError(f"{architecture} is not supported: its attention cannot be replaced by ours")
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Of the model, or of each of its layer types."""
+    given = getattr(config, "rope_parameters", None) or {}
+    tables = [given, *(value for value in given.values() if isinstance(value, dict))]
+    return {str(table["rope_type"]) for table in tables if table.get("rope_type")}
 
 
 def _attend(
@@ -165,11 +223,16 @@ def _attend(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    is_causal: bool | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface."""
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise ModelError("its attention is not causal")
     unknown = sorted(
-        name for name, value in rest.items() if value is not None and name not in HARMLESS
+        name
+        for name, value in rest.items()
+        if value is not None and value is not False and name not in HARMLESS
     )
     if unknown:
         raise ModelError(f"its attention asks for {', '.join(unknown)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -28,13 +28,10 @@ class TokenizerAssets:
 
 class Checkpoint(ABC):
     """One model on disk, under Hugging Face's names. Tensors are views on the mapped file:
-    whoever keeps one keeps the mapping alive, also after `close`."""
+    whoever keeps one keeps the mapping alive."""
 
-    kind: Literal["safetensors", "gguf"]
     path: Path
     config: dict[str, Any]  # the vocabulary of `config.json`
-    num_bytes: int  # of all tensors as they are stored
-    num_parameters: int
 
     @abstractmethod
     def names(self) -> list[str]:
@@ -50,7 +47,3 @@ class Checkpoint(ABC):
     @abstractmethod
     def tokenizer_assets(self) -> TokenizerAssets:
         """The model's tokenizer and what belongs to it, converted and cached where needed."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Lets go of the files. Idempotent."""

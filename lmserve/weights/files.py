@@ -15,6 +15,7 @@ from lmserve.weights.gguf_file import MAGIC
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 HUB_SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
+QUANTISATION = re.compile(r"[.-](i?q\d\w*|bf16|fp?16|fp?32)$", re.IGNORECASE)  # ends a file's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,8 @@ class ResolvedModel:
 
 def cache_dir(settings_value: str | None) -> Path:
     """Where downloaded models and converted tokenizers are kept."""
-    chosen = settings_value or os.environ.get("LMSERVE_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
+    if settings_value:
+        return Path(settings_value).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "lmserve"
 
@@ -43,7 +43,7 @@ def resolve(model: str | None, cache: Path) -> ResolvedModel:
             return ResolvedModel(path, path.resolve().name)
         if path.exists():
             check_gguf(path)
-            return ResolvedModel(path, path.stem)
+            return ResolvedModel(path, QUANTISATION.sub("", path.stem))
     except OSError as error:
         raise ModelError(f"cannot read {model}: {error.strerror or error}") from error
     if HUB_ID.fullmatch(model) and path.suffix != ".gguf":

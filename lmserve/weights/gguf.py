@@ -16,8 +16,6 @@ from lmserve.weights.quant.ggml import FLOATS, GGMLTensor, check_supported
 
 
 class GGUFCheckpoint(Checkpoint):
-    kind = "gguf"
-
     def __init__(self, path: Path, cache: Path):
         self.path = path
         self.cache = cache
@@ -27,15 +25,14 @@ class GGUFCheckpoint(Checkpoint):
         self._infos = self._index()
         self._check()
         # Private: torch takes no read-only memory, and a stray write must not reach the file.
-        self._data: torch.Tensor | None = torch.from_file(
+        self._data = torch.from_file(
             str(path), shared=False, size=self.file.size, dtype=torch.uint8
         )
         if "rope_freqs.weight" in self.file.tensors:
             factors = self._tensor(self.file.tensors["rope_freqs.weight"])
-            assert isinstance(factors, torch.Tensor)
-            self.config["rope_scaling"] = llama3_scaling(factors, self.config, path)
-        self.num_bytes = sum(info.num_bytes for info in self._infos.values())
-        self.num_parameters = sum(math.prod(info.shape) for info in self._infos.values())
+            if isinstance(factors, GGMLTensor):
+                raise self.file.damaged("its table of rope frequencies is quantised")
+            self.config["rope_scaling"] = llama3_scaling(factors.float(), self.config, path)
 
     def names(self) -> list[str]:
         return list(self._infos)
@@ -57,10 +54,6 @@ class GGUFCheckpoint(Checkpoint):
         from lmserve.weights.gguf_tokenizer import gguf_assets
 
         return gguf_assets(self.file, self.cache)
-
-    def close(self) -> None:
-        self._data = None
-        self.file.close()
 
     def _index(self) -> dict[str, TensorInfo]:
         infos = {}
@@ -93,7 +86,6 @@ class GGUFCheckpoint(Checkpoint):
                 raise ModelError(f"{self.path}: {error.message}") from error
 
     def _tensor(self, info: TensorInfo) -> torch.Tensor | GGMLTensor:
-        assert self._data is not None, "closed"
         data = self._data[info.offset : info.offset + info.num_bytes]
         if info.type in FLOATS:
             return data.view(FLOATS[info.type]).view(info.shape)

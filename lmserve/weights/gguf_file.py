@@ -111,9 +111,6 @@ class GGUFFile:
     def damaged(self, what: str) -> ModelError:
         return ModelError(f"{self.path} is damaged: {what}; download it again")
 
-    def close(self) -> None:
-        self._data.close()
-
     # --- what callers ask for ---------------------------------------------------------------
 
     def array(self, key: str) -> list[Any] | None:

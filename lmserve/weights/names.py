@@ -32,6 +32,8 @@ LAYER = {
 }
 #: read through the config, or derived by every implementation
 IGNORED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")
+ATTENTION_BIAS = re.compile(r"blk\.\d+\.attn_(q|k|v|output)\.bias")
+MLP_BIAS = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.bias")
 LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
@@ -105,8 +107,8 @@ class _Reader:
             "vocab_size": tensors["token_embd.weight"].shape[0],
             "max_position_embeddings": self.count("context_length"),
             "tie_word_embeddings": "output.weight" not in tensors,
-            "attention_bias": "blk.0.attn_q.bias" in tensors,
-            "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+            "attention_bias": self.arch == "qwen2" or any(map(ATTENTION_BIAS.fullmatch, tensors)),
+            "mlp_bias": any(map(MLP_BIAS.fullmatch, tensors)),
             "bos_token_id": self.file.metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self.file.metadata.get("tokenizer.ggml.eos_token_id"),
         }
@@ -129,7 +131,9 @@ class _Reader:
             raise self.file.damaged("its attention heads do not divide evenly")
 
     def _rope_scaling(self) -> dict[str, Any] | None:
-        kind = self.file.metadata.get(f"{self.arch}.rope.scaling.type", "none")
+        kind = self.file.metadata.get(f"{self.arch}.rope.scaling.type", "linear")
+        if kind == "none":
+            return None
         factor = self.number("rope.scaling.factor", self.number("rope.scale_linear", 1.0))
         if kind == "yarn":
             return {
@@ -139,7 +143,7 @@ class _Reader:
                     "rope.scaling.original_context_length"
                 ),
             }
-        if kind not in ("none", "linear"):
+        if kind != "linear":
             raise ModelError(f"{self.file.path}: rope scaling {kind!r} is not supported")
         if factor == 1.0:
             return None
@@ -164,6 +168,11 @@ def expected_shapes(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, .
     }
     if config["attention_bias"]:
         layer |= {f"self_attn.{n}_proj.bias": (s,) for n, s in (("q", q), ("k", kv), ("v", kv))}
+        if arch != "qwen2":
+            layer["self_attn.o_proj.bias"] = (hidden,)
+    if config["mlp_bias"]:
+        sizes = (("gate", inner), ("up", inner), ("down", hidden))
+        layer |= {f"mlp.{n}_proj.bias": (s,) for n, s in sizes}
     if arch == "qwen3":
         layer |= {f"self_attn.{n}_norm.weight": (config["head_dim"],) for n in ("q", "k")}
     shapes: dict[str, tuple[int, ...]] = {

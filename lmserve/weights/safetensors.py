@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ INDEX = "model.safetensors.index.json"
 
 
 class SafetensorsCheckpoint(Checkpoint):
-    kind = "safetensors"
-
     def __init__(self, path: Path, cache: Path):
         self.path = path
         self.cache = cache
@@ -26,11 +23,6 @@ class SafetensorsCheckpoint(Checkpoint):
         files = shard_files(path)
         self._shards = {name: open_shard(path / name) for name in files}
         self._where = self._index(files)
-        self.num_bytes = sum((path / name).stat().st_size for name in files)
-        self.num_parameters = sum(
-            math.prod(self._shards[shard].get_slice(name).get_shape())
-            for name, shard in self._where.items()
-        )
 
     def names(self) -> list[str]:
         return list(self._where)
@@ -52,9 +44,6 @@ class SafetensorsCheckpoint(Checkpoint):
         from lmserve.weights.tokenizer import directory_assets
 
         return directory_assets(self.path, self.config, self.cache)
-
-    def close(self) -> None:
-        self._shards = {}
 
     def _index(self, files: dict[str, list[str] | None]) -> dict[str, str]:
         """Each tensor and its shard, held to the index where there is one."""

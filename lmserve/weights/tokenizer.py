@@ -17,7 +17,16 @@ from lmserve.weights.safetensors import read_json
 log = logging.getLogger(__name__)
 
 GENERATION_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-SOURCES = ("tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+SOURCES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+)
+FORMAT = 1  # of what is kept: a new number makes all of it anew
 
 
 def directory_assets(path: Path, config: dict[str, Any], cache: Path) -> TokenizerAssets:
@@ -55,7 +64,7 @@ def load(path: Path) -> Tokenizer:
 
 def converted(path: Path, cache: Path) -> Path:
     """`tokenizer.json` made by transformers from an older format, kept in the cache."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(FORMAT).encode())
     for name in SOURCES:
         if (path / name).is_file():
             digest.update(name.encode() + (path / name).read_bytes())

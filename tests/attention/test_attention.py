@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -55,23 +57,26 @@ def cases(draw):
     return shape, starts, lens, AttentionOptions(0.3, window, softcap), draw(st.integers(0, 999))
 
 
-@settings(max_examples=30, deadline=None)
-@given(cases(), st.booleans())
-def test_batched_attention_equals_the_oracle(case, deterministic):
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@settings(max_examples=20, deadline=None)
+@given(case=cases(), deterministic=st.booleans())
+def test_batched_attention_equals_the_oracle(dtype, close, case, deterministic):
     shape, starts, lens, options, seed = case
     contexts = [start + length for start, length in zip(starts, lens, strict=True)]
     pool = Pool(shape, contexts, seed)
     batch = AttentionBatch(starts, lens, pool.blocks)
-    q, k, v = pool.tokens(sum(lens))
+    q, k, v = (each.to(dtype) for each in pool.tokens(sum(lens)))
     outs, caches = [], []
     for backend in (
-        SdpaAttention(shape, torch.float32, CPU),
-        CpuAttention(shape, torch.float32, CPU, deterministic),
+        SdpaAttention(shape, dtype, CPU),
+        CpuAttention(shape, dtype, CPU, deterministic),
     ):
-        caches.append([(keys.clone(), values.clone()) for keys, values in pool.kv])
+        caches.append(
+            [(keys.to(dtype, copy=True), values.to(dtype, copy=True)) for keys, values in pool.kv]
+        )
         backend.bind(caches[-1])
         outs.append(backend.forward(q, k, v, 0, options, backend.prepare(batch)))
-    torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(outs[1], outs[0], atol=close, rtol=close)
     for pair, expected in zip(caches[1][0], caches[0][0], strict=True):
         assert torch.equal(pair, expected)
 
@@ -159,8 +164,22 @@ def test_auto_takes_the_batched_one_and_says_why(caplog):
     ]
 
 
-def test_a_backend_whose_probe_fails_is_passed_over(monkeypatch):
-    monkeypatch.setattr(CpuAttention, "attend", lambda self, q, *_: torch.zeros_like(q))
+def all_zeros(self, q, layer, options, metadata):
+    return torch.zeros_like(q)
+
+
+def without_window(self, q, layer, options, metadata, attend=CpuAttention.attend):
+    return attend(self, q, layer, replace(options, window=None), metadata)
+
+
+def blocks_in_order(self, q, layer, options, metadata, attend=CpuAttention.attend):
+    metadata.table.sort(axis=1)
+    return attend(self, q, layer, options, metadata)
+
+
+@pytest.mark.parametrize("wrong", [all_zeros, without_window, blocks_in_order])
+def test_a_backend_whose_probe_fails_is_passed_over(monkeypatch, wrong):
+    monkeypatch.setattr(CpuAttention, "attend", wrong)
     shape = CacheShape(2, 4, 2, 8, 16)
     assert select.select_attention("auto", shape, torch.float32, CPU, False).name == "sdpa"
 

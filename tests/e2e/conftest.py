@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
 DECODER = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
 FAMILIES: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "llama": lambda: transformers.LlamaConfig(**DECODER),
+    "mistral": lambda: transformers.MistralConfig(**DECODER, sliding_window=9),
     "qwen2": lambda: transformers.Qwen2Config(**DECODER, use_sliding_window=False),
     "qwen3": lambda: transformers.Qwen3Config(**DECODER, head_dim=16, use_sliding_window=False),
     "neox": lambda: transformers.GPTNeoXConfig(**SMALL, intermediate_size=48),  # by transformers

@@ -13,7 +13,7 @@ from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 
 NUM_TOKENS = 12
-FAMILIES = ["llama", "qwen2", "qwen3", "neox"]
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "neox"]
 
 
 def core_for(model, **settings) -> EngineCore:

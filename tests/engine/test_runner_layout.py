@@ -61,3 +61,26 @@ def test_available_memory_is_limited_by_a_cgroup(tmp_path):
     assert available_memory(meminfo, tmp_path) == 2000000
     (tmp_path / "memory.max").write_text("max\n")
     assert available_memory(meminfo, tmp_path) == 4000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("directory", "limit", "usage", "prefix"),
+    [
+        ("", "memory.max", "memory.current", ""),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ],
+)
+def test_files_that_the_kernel_keeps_in_a_cgroup_are_not_used(
+    tmp_path, directory, limit, usage, prefix
+):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable: 4000 kB\n")
+    group = tmp_path / directory
+    group.mkdir(exist_ok=True)
+    (group / limit).write_text("3000000\n")
+    (group / usage).write_text("2900000\n")
+    assert available_memory(meminfo, tmp_path) == 100000
+    (group / "memory.stat").write_text(
+        f"anon 100\nfile 2000000\n{prefix}inactive_file 1500000\n{prefix}active_file 400000\n"
+    )
+    assert available_memory(meminfo, tmp_path) == 2000000

@@ -16,12 +16,22 @@ DETERMINISTIC = replace(FLOAT32, deterministic=True)
 WIDER = {**LLAMA, "hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160}
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_logits_do_not_depend_on_neighbours_batch_size_or_chunks(threads):
+@pytest.mark.parametrize(
+    ("threads", "dtype"),
+    [
+        (1, torch.float32),
+        (2, torch.float32),
+        (3, torch.float32),
+        (1, torch.bfloat16),
+        (2, torch.bfloat16),
+    ],
+)
+def test_logits_do_not_depend_on_neighbours_batch_size_or_chunks(threads, dtype):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        runner = tiny_runner(random_model(transformers.Qwen3Config(**WIDER)), DETERMINISTIC)
+        numerics = replace(DETERMINISTIC, dtype=dtype)
+        runner = tiny_runner(random_model(transformers.Qwen3Config(**WIDER)), numerics)
         prompt, *others = prompts_of(97, [60, 1, 2, 9, 31, 77])
         blocks = tables(runner, 6, 100)
         expected = _last_logits(runner, prompt, blocks[0], [60], [], [])

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers
 from tiny import (
+    FLOAT32,
     LLAMA,
     LLAMA3_ROPE,
     YARN_ROPE,
+    checkpoint_of,
     golden,
     greedy,
     prompts_of,
     random_model,
     tiny_runner,
 )
+
+from lmserve.errors import ModelError
+from lmserve.models.registry import FAMILIES as DECODERS
+from lmserve.models.registry import build
 
 FAMILIES = {
     "llama-mha": lambda: transformers.LlamaConfig(**{**LLAMA, "num_key_value_heads": 4}),
@@ -56,3 +63,74 @@ def test_block_size_and_backend_change_nothing(attention, block_size):
     expected = [golden(module, prompt, 12) for prompt in prompts]
     runner = tiny_runner(module, attention=attention, block_size=block_size)
     assert greedy(runner, prompts, 12, chunk=7) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("Llama", {}),
+        ("Mistral", {}),
+        ("Mistral", {"sliding_window": None}),
+        ("Qwen2", {"sliding_window": 8}),
+        ("Qwen2", {"use_sliding_window": True}),
+        ("Qwen3", {}),
+        ("Qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+    ],
+)
+def test_what_config_json_leaves_out_is_as_in_transformers(name, given):
+    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 48}
+    sizes |= {"num_attention_heads": 32, "num_hidden_layers": 30}
+    architecture = f"{name}ForCausalLM"
+    ours = DECODERS[architecture]({**sizes, **given, "architectures": [architecture]})
+    theirs = getattr(transformers, f"{name}Config")(**sizes, **given)
+    window = getattr(theirs, "sliding_window", None)
+    kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 30
+    assert ours.windows == tuple(window if "sliding" in kind else None for kind in kinds)
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 2)
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.norm_eps == theirs.rms_norm_eps
+    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "tensor"),
+    [
+        (
+            lambda: transformers.Qwen3Config(**LLAMA, head_dim=8),
+            {"architectures": ["LlamaForCausalLM"]},
+            "model.layers.0.self_attn.k_norm.weight",
+        ),
+        (
+            lambda: transformers.LlamaConfig(**LLAMA, attention_bias=True),
+            {"attention_bias": False},
+            "model.layers.0.self_attn.k_proj.bias",
+        ),
+    ],
+)
+def test_a_tensor_that_the_model_has_no_use_for_is_named(config, change, tensor):
+    checkpoint = checkpoint_of(random_model(config()))
+    checkpoint.config |= change
+    with pytest.raises(ModelError, match=f"a tensor '{tensor}'"):
+        build(checkpoint, "", FLOAT32)
+
+
+def test_tensors_that_are_derived_or_tied_are_no_fault():
+    checkpoint = checkpoint_of(random_model(FAMILIES["llama-tied"]()))
+    assert "lm_head.weight" in checkpoint.tensors
+    checkpoint.tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    build(checkpoint, "", FLOAT32)
+
+
+def test_building_leaves_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    checkpoint = checkpoint_of(random_model(FAMILIES["llama-gqa"]()))
+    seen = []
+    checkpoint.get = lambda name: seen.append(torch.get_num_threads()) or checkpoint.tensors[name]
+    torch.set_num_threads(2)
+    try:
+        build(checkpoint, "", FLOAT32)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

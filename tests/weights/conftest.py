@@ -21,7 +21,9 @@ MERGES = ["1 2", "12 3", "a b", "Ġ ab"]
 VOCAB = len(TOKENS)
 
 
-def hf_tensors(arch: str = "llama", seed: int = 0) -> dict[str, np.ndarray]:
+def hf_tensors(
+    arch: str = "llama", seed: int = 0, *, biases: bool = False
+) -> dict[str, np.ndarray]:
     """Random weights under Hugging Face's names, float32."""
     random = np.random.default_rng(seed)
 
@@ -45,10 +47,20 @@ def hf_tensors(arch: str = "llama", seed: int = 0) -> dict[str, np.ndarray]:
             "mlp.up_proj.weight": normal(INNER, HIDDEN),
             "mlp.down_proj.weight": normal(HIDDEN, INNER),
         }
-        if arch == "qwen2":
+        if arch == "qwen2" or biases:
             layer |= {
                 f"self_attn.{n}_proj.bias": normal(s)
                 for n, s in zip("qkv", (q, kv, kv), strict=True)
+            }
+        if biases:
+            layer |= {
+                f"{n}_proj.bias": normal(s)
+                for n, s in (
+                    ("self_attn.o", HIDDEN),
+                    ("mlp.gate", INNER),
+                    ("mlp.up", INNER),
+                    ("mlp.down", HIDDEN),
+                )
             }
         if arch == "qwen3":
             layer |= {f"self_attn.{n}_norm.weight": normal(HEAD_DIM) for n in "qk"}
@@ -128,6 +140,7 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
         leave_out: str | None = None,
         extra: dict[str, Any] | None = None,
         extra_tensors: dict[str, np.ndarray] | None = None,
+        extra_type: Q | None = None,
         written_as: str | None = None,
         name: str = "tiny.gguf",
     ) -> Path:
@@ -150,7 +163,7 @@ def write_gguf(tmp_path: Path) -> Callable[..., Path]:
                 packed = gguf.quants.quantize(value, quant)
                 writer.add_tensor(gguf_name(hf), packed, raw_dtype=quant)
         for raw, value in (extra_tensors or {}).items():
-            writer.add_tensor(raw, value)
+            writer.add_tensor(raw, value, raw_dtype=extra_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

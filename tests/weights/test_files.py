@@ -22,14 +22,13 @@ def refusal(model: str, tmp_path: Path) -> str:
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("LMSERVE_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir(None) == tmp_path / ".cache" / "lmserve"
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert cache_dir(None) == Path("/xdg/lmserve")
-    monkeypatch.setenv("LMSERVE_CACHE_DIR", "/own")
-    assert cache_dir(None) == Path("/own")
+    monkeypatch.setenv("LMSERVE_CACHE_DIR", "/own")  # a setting's, which is given
+    assert cache_dir(None) == Path("/xdg/lmserve")
     assert cache_dir("~/given") == tmp_path / "given"
 
 
@@ -40,6 +39,25 @@ def test_a_directory_and_a_file(
     assert resolve(str(directory), tmp_path) == ResolvedModel(directory, "tiny")
     assert resolve(f"{directory}/", tmp_path).name == "tiny"
     assert resolve(str(file), tmp_path) == ResolvedModel(file, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
+        ("qwen2.5-0.5b-instruct-q4_k_m.gguf", "qwen2.5-0.5b-instruct"),
+        ("Model-BF16.gguf", "Model"),
+        ("Model.IQ3_XXS.gguf", "Model"),
+        ("model-fp16.gguf", "model"),
+        ("Qwen3-0.6B.gguf", "Qwen3-0.6B"),
+        ("Q4_0.gguf", "Q4_0"),
+    ],
+)
+def test_a_file_is_named_without_its_quantisation(
+    write_gguf: Callable[..., Path], tmp_path: Path, file: str, name: str
+) -> None:
+    path = write_gguf().rename(tmp_path / file)
+    assert resolve(str(path), tmp_path) == ResolvedModel(path, name)
 
 
 def test_directories_that_are_no_model(tmp_path: Path) -> None:

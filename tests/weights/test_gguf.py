@@ -52,9 +52,23 @@ def test_tensors_are_hugging_face_s(write_gguf: WriteGGUF, arch: str, quant: Q) 
         assert isinstance(tensor, GGMLTensor)
         assert tensor.type == quant.name
         assert torch.equal(tensor.dequantise(), requantised(value, quant)), name
-    assert checkpoint.num_parameters == sum(value.size for value in expected.values())
-    checkpoint.close()
-    checkpoint.close()
+
+
+def test_biases_are_read_and_those_of_queries_and_keys_reordered(write_gguf: WriteGGUF) -> None:
+    expected = hf_tensors(biases=True)
+    checkpoint = open_checkpoint(write_gguf(tensors=expected), Path())
+    assert checkpoint.config["attention_bias"] is checkpoint.config["mlp_bias"] is True
+    biases = [name for name in expected if name.endswith(".bias")]
+    assert len(biases) == 7 * LAYERS
+    for name in biases:
+        assert torch.equal(checkpoint.get(name), torch.from_numpy(expected[name])), name
+
+
+@pytest.mark.parametrize("gone", ["self_attn.q", "self_attn.o", "mlp.up", "mlp.down"])
+def test_a_bias_missing_among_others_is_named(write_gguf: WriteGGUF, gone: str) -> None:
+    name = f"model.layers.0.{gone}_proj.bias"
+    path = write_gguf(tensors=hf_tensors(biases=True), leave_out=name)
+    assert f"tensor {name} is missing" in refusal(path)
 
 
 def test_half_precision_files_give_plain_tensors(write_gguf: WriteGGUF) -> None:
@@ -66,10 +80,8 @@ def test_half_precision_files_give_plain_tensors(write_gguf: WriteGGUF) -> None:
         assert torch.equal(tensor, want.half() if value.ndim == 2 else want), name
 
 
-def test_tensors_outlive_close(write_gguf: WriteGGUF) -> None:
-    checkpoint = open_checkpoint(write_gguf(), Path())
-    norm = checkpoint.get("model.norm.weight")
-    checkpoint.close()
+def test_tensors_outlive_their_checkpoint(write_gguf: WriteGGUF) -> None:
+    norm = open_checkpoint(write_gguf(), Path()).get("model.norm.weight")
     assert torch.equal(norm, torch.from_numpy(hf_tensors()["model.norm.weight"]))
 
 
@@ -121,6 +133,11 @@ def test_rope_scaling(write_gguf: WriteGGUF) -> None:
         "factor": 4.0,
         "original_max_position_embeddings": 32,
     }
+    none = {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4}
+    assert open_checkpoint(write_gguf(extra=none), Path()).config["rope_scaling"] is None
+    untold = {"llama.rope.scaling.factor": 4}
+    config = open_checkpoint(write_gguf(extra=untold), Path()).config
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
     odd = {"llama.rope.scaling.type": "longrope"}
     assert "'longrope' is not supported" in refusal(write_gguf(extra=odd))
 
@@ -150,6 +167,15 @@ def test_llama3_s_frequency_table_is_read_back(tmp_path: Path) -> None:
     assert found == {key: value for key, value in scaling.items() if key != "factor"}
     with pytest.raises(ModelError, match="not Llama 3's"):
         llama3_scaling(torch.linspace(1, 32, 32), ours, tmp_path)
+
+
+def test_a_frequency_table_in_half_precision_or_quantised(write_gguf: WriteGGUF) -> None:
+    ones = np.ones(HEAD_DIM // 2, np.float16)
+    checkpoint = open_checkpoint(write_gguf(extra_tensors={"rope_freqs.weight": ones}), Path())
+    assert checkpoint.config["rope_scaling"]["factor"] == 1.0
+    table = gguf.quants.quantize(np.ones(32, np.float32), Q.Q8_0)
+    path = write_gguf(extra_tensors={"rope_freqs.weight": table}, extra_type=Q.Q8_0)
+    assert "rope frequencies is quantised" in refusal(path)
 
 
 # --- the header reader, against the gguf package's ------------------------------------------

@@ -33,11 +33,6 @@ def test_every_tensor_comes_back(write_directory: WriteDirectory, shards: int) -
     assert sorted(checkpoint.names()) == sorted(expected)
     for name, value in expected.items():
         assert torch.equal(checkpoint.get(name), torch.from_numpy(value))
-    assert checkpoint.kind == "safetensors"
-    assert checkpoint.num_parameters == sum(value.size for value in expected.values())
-    assert checkpoint.num_bytes >= 4 * checkpoint.num_parameters
-    checkpoint.close()
-    checkpoint.close()
 
 
 def test_shards_without_an_index(write_directory: WriteDirectory) -> None:

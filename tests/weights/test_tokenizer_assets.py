@@ -119,6 +119,11 @@ def test_an_older_format_is_converted_once(
 
     monkeypatch.delattr(transformers, "AutoTokenizer")
     assert assets(path) == first
+    monkeypatch.undo()
+    (path / "added_tokens.json").write_text('{"<new>": 96}')
+    added = assets(path).tokenizer_file
+    (path / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert len({first.tokenizer_file, added, assets(path).tokenizer_file}) == 3
 
 
 def test_tokenizers_that_cannot_be_used(write_directory: WriteDirectory) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,16 +108,26 @@ def _machine_available(meminfo: Path) -> int:
 def _cgroup_available(cgroup: Path) -> list[int]:
     """Of cgroup 2 and of 1; a list of one impossible number where there is no limit."""
     found = [2**62]
-    pairs: list[tuple[str, str, Callable[[str], bool]]] = [
-        ("memory.max", "memory.current", lambda text: text != "max"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", lambda _: True),
-    ]
-    for limit_name, usage_name, limited in pairs:
+    for directory, limit_name, usage_name, prefix in (
+        (cgroup, "memory.max", "memory.current", ""),
+        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
         try:
-            limit = (cgroup / limit_name).read_text().strip()
-            usage = (cgroup / usage_name).read_text().strip()
+            limit = (directory / limit_name).read_text().strip()
+            usage = int((directory / usage_name).read_text())
         except OSError:
             continue
-        if limited(limit):
-            found.append(max(0, int(limit) - int(usage)))
+        if limit != "max":
+            used = max(0, usage - _page_cache(directory / "memory.stat", prefix))
+            found.append(max(0, int(limit) - used))
     return found
+
+
+def _page_cache(stat: Path, prefix: str) -> int:
+    """Bytes that the kernel counts as used and gives back when asked: files it has read."""
+    try:
+        lines = [line.split() for line in stat.read_text().splitlines()]
+    except OSError:
+        return 0
+    names = (f"{prefix}inactive_file", f"{prefix}active_file")
+    return sum(int(line[1]) for line in lines if line[0] in names)
