@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
+GREEDY_BELOW = 1e-5  # a temperature so low leaves one token, and divides by next to nothing
+
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """Sampling settings of one request, already validated by the service.
 
     Ranges (the validator in `lmserve.service.limits` owns them): temperature 0–2 (0 is
-    greedy), top_p (0, 1], top_k 0 or -1 for off, min_p [0, 1], repetition_penalty (0, 2],
+    greedy), top_p (0, 1], top_k 0 or -1 for off, min_p [0, 1], repetition_penalty [0.01, 2],
     presence and frequency penalty [-2, 2].
     """
 
@@ -28,7 +30,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def penalised(self) -> bool:

@@ -99,11 +99,10 @@ class EngineCore:
         return self.scheduler.has_work or bool(self._refused)
 
     def step(self) -> StepOutput:
-        started = perf_counter()
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(perf_counter())
         result = self._run(plan)
         outputs = self._commit(plan, result)
-        return StepOutput(outputs, self.stats.count_step(plan.num_tokens, perf_counter() - started))
+        return StepOutput(outputs, self.stats.count_step(plan.num_tokens))
 
     def _run(self, plan: StepPlan) -> StepResult:
         """Runs the plan; where that fails as a whole, row by row, so that one request's failure
@@ -122,8 +121,9 @@ class EngineCore:
         result = StepResult()
         for row in plan.rows:
             copies = [copy for copy in plan.copies if copy.target in row.blocks]
+            scrubs = [block for block in plan.scrubs if block in row.blocks]
             try:
-                alone = runner.run(StepPlan([row], copies))
+                alone = runner.run(StepPlan([row], copies, scrubs))
             except Exception as error:
                 result.errors[row.rid] = _one_line(error)
             else:
@@ -133,7 +133,7 @@ class EngineCore:
 
     def _commit(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
         outputs, self._refused = self._refused, []
-        self.cache.end_copies()
+        self.cache.end_step()
         for row in plan.rows:
             output = self._advance(self.scheduler.running[row.rid], row, result)
             if output is not None:
@@ -148,15 +148,12 @@ class EngineCore:
             error = "the runner chose no token"
         if error is not None:
             self.scheduler.finish(seq, failed=True)
-            return SequenceOutput(seq.rid, b"", finish="error", error=error)
+            return _told(seq, SequenceOutput(seq.rid, b"", finish="error", error=error))
         self.cache.commit(seq, len(row.token_ids))
         if row.sampling is None or token is None:
             return None
         seq.tokens.append(token)
-        output = SequenceOutput(seq.rid, pack_ids((token,)))
-        if not seq.reported:
-            seq.reported = True
-            output.num_cached_tokens = seq.num_cached or 0
+        output = _told(seq, SequenceOutput(seq.rid, pack_ids((token,))))
         if token in seq.stop_ids and len(seq.tokens) > seq.min_len:
             output.finish, output.stop_token_id = "stop", token
         elif len(seq.tokens) >= seq.max_len:
@@ -189,6 +186,7 @@ class EngineCore:
                 eos_ids=self.eos_ids,
                 max_model_len=self.max_model_len,
                 priority=submit.priority,
+                submitted_s=perf_counter(),
             )
         except Exception as error:
             text = error.message if isinstance(error, RequestError) else _one_line(error)
@@ -233,8 +231,6 @@ class EngineCore:
 
     def _answer(self, verb: str) -> dict[str, Any]:
         match verb:
-            case "ping":
-                return {}
             case "check":
                 self.cache.check()
                 return self.cache.counts()._asdict()
@@ -270,6 +266,15 @@ class EngineCore:
             add_bos=assets.add_bos,
             generation_defaults=assets.generation_defaults,
         )
+
+
+def _told(seq: Sequence, output: SequenceOutput) -> SequenceOutput:
+    """A request's first output tells how it came to run."""
+    if not seq.reported:
+        seq.reported = True
+        output.num_cached_tokens = seq.num_cached or 0
+        output.queue_s = seq.queue_s
+    return output
 
 
 def _one_line(error: Exception) -> str:

@@ -42,7 +42,8 @@ def load_runner(settings: EngineSettings, progress: Progress) -> Runner:
     path = Path(settings.model)
     numerics = choose_numerics(settings)
     if numerics.device.type == "cpu":
-        torch.set_num_threads(settings.threads or available_cores())
+        default = min(torch.get_num_threads(), available_cores())  # OpenMP's own variables count
+        torch.set_num_threads(settings.threads or default)
     progress("reading the model")
     checkpoint = open_checkpoint(path, cache_dir(settings.cache_dir))
     progress("loading the weights")

@@ -47,6 +47,7 @@ class Row:
 class StepPlan:
     rows: list[Row]
     copies: list[BlockCopy] = field(default_factory=list)
+    scrubs: list[int] = field(default_factory=list)  # blocks to zero, before the copies
 
     @property
     def num_tokens(self) -> int:
@@ -55,7 +56,8 @@ class StepPlan:
 
 @dataclass(slots=True)
 class StepResult:
-    """What the runner gives back. Each row of the plan that samples is in exactly one."""
+    """What the runner gives back. Each row of the plan that samples is in exactly one; a row
+    that does not is in `errors` or in none."""
 
     tokens: dict[int, int] = field(default_factory=dict)  # rid -> the token chosen
     errors: dict[int, str] = field(default_factory=dict)  # rid -> why this row alone failed

@@ -47,6 +47,8 @@ class WaitingQueue:
         return self._sequences.get(rid)
 
     def remove(self, rid: int) -> None:
-        del self._sequences[rid]
-        if not self._sequences:
-            self._heap.clear()
+        sequences = self._sequences
+        del sequences[rid]
+        if len(self._heap) > 2 * len(sequences) + 64:  # most of it is stale
+            self._heap = [(self._order(seq), rid) for rid, seq in sequences.items()]
+            heapq.heapify(self._heap)

@@ -15,6 +15,8 @@ from lmserve.models.linear import Numerics
 from lmserve.sampling import SamplingParams
 from lmserve.weights.base import TokenizerAssets
 
+NOT_FINITE = "the model's output is not finite"
+
 
 class Runner:
     """A loaded model with its KV cache. The attributes are what the engine reports."""
@@ -52,21 +54,26 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
-        """One step. Running the same plan again is safe; a row whose logits are not finite
-        fails alone."""
+        """One step. Running the same plan again is safe; a row with a number that is
+        not finite fails alone."""
+        self._cache.scrub(plan.scrubs)
         self._cache.copy(plan.copies)
-        logits = self.logits(plan) if plan.rows else None
-        if logits is None:
+        if not plan.rows:
             return StepResult()
-        return self._choose(logits, [row for row in plan.rows if row.sampling is not None])
+        return self._choose(plan.rows, *self._compute(plan))
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor | None:
         """Computes the rows of a plan: float32 logits of those that sample, in their order."""
+        return self._compute(plan)[0]
+
+    def _compute(self, plan: StepPlan) -> tuple[torch.Tensor | None, torch.Tensor]:
         inputs = build_inputs(plan, self._numerics.device)
         metadata = self._backend.prepare(inputs.batch)
-        logits = self._model.forward(inputs.token_ids, inputs.positions, metadata, inputs.sample)
-        return None if logits is None else logits.float()
+        logits, finite = self._model.forward(
+            inputs.token_ids, inputs.positions, metadata, inputs.sample
+        )
+        return None if logits is None else logits.float(), finite
 
     def warm_up(self) -> None:
         """A prefill and a decode in the first block: libraries load, kernels are made."""
@@ -76,17 +83,26 @@ class Runner:
             if count:
                 self.run(StepPlan([Row(0, [0] * count, start, [0], greedy)]))
 
-    def _choose(self, logits: torch.Tensor, rows: list[Row]) -> StepResult:
-        result = StepResult()
-        finite = logits.sum(-1).isfinite()  # a sum is finite only where all its terms are
+    def _choose(
+        self, rows: list[Row], logits: torch.Tensor | None, finite: torch.Tensor
+    ) -> StepResult:
+        """Tokens of the rows that sample, and an error for each row with a number that is not
+        finite, whether it samples or not."""
+        good = [True] * len(rows)
         if not finite.all():
-            good = finite.tolist()
-            for row in (row for row, fine in zip(rows, good, strict=True) if not fine):
-                result.errors[row.rid] = "the model's output is not finite"
-                self._cache.scrub(row.blocks)
-            rows = [row for row, fine in zip(rows, good, strict=True) if fine]
-            logits = logits[finite]
-        if rows:
-            tokens = sample(logits, rows)
-            result.tokens = {row.rid: token for row, token in zip(rows, tokens, strict=True)}
-        return result
+            good = [bool(part.all()) for part in finite.split([len(r.token_ids) for r in rows])]
+        sampling = [at for at, row in enumerate(rows) if row.sampling is not None]
+        tokens: dict[int, int] = {}
+        if logits is not None:
+            fine = logits.sum(-1).isfinite()  # a sum is finite only where all its terms are
+            if not fine.all():
+                for at, each in zip(sampling, fine.tolist(), strict=True):
+                    good[at] = good[at] and each
+            chosen = [rows[at] for at in sampling if good[at]]
+            if len(chosen) < len(sampling):
+                logits = logits[[good[at] for at in sampling]]
+            if chosen:
+                rids = (row.rid for row in chosen)
+                tokens = dict(zip(rids, sample(logits, chosen), strict=True))
+        broken = (row.rid for row, fine in zip(rows, good, strict=True) if not fine)
+        return StepResult(tokens, dict.fromkeys(broken, NOT_FINITE))

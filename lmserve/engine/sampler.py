@@ -16,6 +16,7 @@ from lmserve.engine.plan import Row
 from lmserve.sampling import SamplingParams
 
 CANDIDATES = 1024  # tokens sorted; a row whose cut lies beyond them has all sorted
+LARGEST = 1e30  # a logit
 MASK64 = 2**64 - 1
 
 
@@ -74,7 +75,8 @@ def _penalise(logits: torch.Tensor, rows: Sequence[Row], params: Sequence[Sampli
     value = logits[row, token].double()
     value = torch.where(value > 0, value / repetition, value * repetition)
     value -= presence * (count > 0) + frequency * count
-    logits[row, token] = value.float()
+    # however extreme the penalty, a logit stays a number
+    logits[row, token] = value.clamp_(-LARGEST, LARGEST).float()
 
 
 def _counts(row: Row, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +124,8 @@ def _draw_any(
 ) -> torch.Tensor:
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    place = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return place.clamp_(max=probabilities.shape[1] - 1)  # rounding may reach the end
 
 
 def _draw_cut(

@@ -1,9 +1,9 @@
 """Who runs in the next step, and how many tokens of each.
 
 There are no phases. A sequence is some tokens behind; the step's budget is shared out to
-those that are one behind (decodes: each gets its token in every step), then to those further
-behind in the order they were admitted, then to the waiting queue. When a block is missing,
-the sequence admitted last loses its own and waits again; what it computed stays in the prefix
+those that are one behind (decodes: each gets its token in every step), then in the policy's
+order to those further behind and to the waiting queue. When a block is missing, the sequence
+that is last in that order loses its own and waits again; what it computed stays in the prefix
 tree, so that coming back is a match.
 """
 
@@ -28,6 +28,7 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         # Never more sequences than the budget has tokens: a decode is never left out.
         self.max_running = min(max_batch_size, max_step_tokens)
+        self.order = order
         self.waiting = WaitingQueue(order)
         self.running: dict[int, Sequence] = {}  # by rid, in the order of admission
         self.num_preemptions = 0
@@ -65,47 +66,57 @@ class Scheduler:
 
     # --- the plan of one step -------------------------------------------------------------
 
-    def schedule(self) -> StepPlan:
+    def schedule(self, now_s: float) -> StepPlan:
+        """The plan of the step that starts now."""
         self._rows = {}
         self._budget = self.max_step_tokens
         num_preemptions = self.num_preemptions
-        self._plan_running()
-        if num_preemptions == self.num_preemptions:  # else there is no block to give away
-            self._admit_waiting()
-        return StepPlan(list(self._rows.values()), self.cache.take_copies())
-
-    def _plan_running(self) -> None:
-        behind: list[Sequence] = []
-        for seq in list(self.running.values()):
-            if seq.num_behind > 1:
-                behind.append(seq)
-            elif seq.state is State.RUNNING and self._has_blocks(seq):
-                self._add_row(seq, 1)
-        for seq in behind:
-            if seq.state is State.RUNNING and self._budget:
+        self._plan_decodes()
+        # After a preemption there is no block to give away.
+        admitting = num_preemptions == self.num_preemptions
+        behind = [seq for seq in self.running.values() if seq.num_behind > 1]
+        for seq in sorted(behind, key=self.order):
+            admitting = admitting and self._admit_waiting(now_s, before=seq)
+            if self._budget:
                 self._add_row(seq, min(seq.num_behind, self._budget))
+        if admitting:
+            self._admit_waiting(now_s)
+        cache = self.cache
+        return StepPlan(list(self._rows.values()), cache.take_copies(), cache.take_scrubs())
 
-    def _admit_waiting(self) -> None:
+    def _plan_decodes(self) -> None:
+        for seq in list(self.running.values()):
+            if seq.num_behind == 1 and seq.state is State.RUNNING and self._has_blocks(seq):
+                self._add_row(seq, 1)
+
+    def _admit_waiting(self, now_s: float, *, before: Sequence | None = None) -> bool:
+        """Admits who waits, in order, and at most those that come before another. Says False
+        when there is no block for the next."""
         running, waiting = self.running, self.waiting
         while waiting and self._budget and len(running) < self.max_running:
             seq = waiting.peek()
+            if before is not None and self.order(before) < self.order(seq):
+                return True
             # Each running sequence may need a block soon: a newcomer must not be preempted
             # again by the next of them.
             if not self.cache.admit(seq, spare=len(running), alone=not running):
                 assert running, f"sequence {seq.rid} does not fit an empty pool"
-                return
+                return False
             waiting.pop()
             seq.to(State.RUNNING)
+            if seq.queue_s is None:
+                seq.queue_s = now_s - seq.submitted_s
             running[seq.rid] = seq
             self._add_row(seq, min(seq.num_behind, self._budget))
+        return True
 
     def _has_blocks(self, seq: Sequence) -> bool:
         """Room for one more token of a decode, if need be taken from whoever ranks last."""
         cache = self.cache
         if seq.num_computed < len(seq.blocks) * cache.block_size:
             return True
-        while not cache.grow(seq, len(seq.tokens)):
-            last = max(self.running.values(), key=_rank)
+        while not cache.grow(seq, len(seq.tokens), alone=len(self.running) == 1):
+            last = max(self.running.values(), key=self.order)
             self._preempt(last)
             if last is seq:
                 return False
@@ -137,8 +148,3 @@ class Scheduler:
             seq.num_prompt_tokens,
             seq.banned_ids if len(tokens) < seq.min_len else (),
         )
-
-
-def _rank(seq: Sequence) -> tuple[int, int]:
-    """The greatest is preempted first: the least urgent, then the last to arrive."""
-    return (seq.priority, seq.arrival)

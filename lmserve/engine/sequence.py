@@ -30,8 +30,8 @@ class Sequence:
 
     __slots__ = (
         "arrival", "banned_ids", "blocks", "max_len", "min_len", "namespace", "node", "num_cached",
-        "num_computed", "num_prompt_tokens", "num_shared", "priority", "reported", "rid",
-        "sampling", "state", "stop_ids", "tokens",
+        "num_computed", "num_prompt_tokens", "num_shared", "priority", "queue_s", "reported",
+        "rid", "sampling", "state", "stop_ids", "submitted_s", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +44,7 @@ class Sequence:
         max_model_len: int = 1 << 30,
         priority: int = 0,
         namespace: int = 0,
+        submitted_s: float = 0.0,
     ):
         self.rid = rid
         self.tokens = prompt  # all tokens, prompt first; grows in place, rows refer to it
@@ -52,6 +53,8 @@ class Sequence:
         self.priority = priority  # lower runs first
         self.namespace = namespace  # seeds the prefix tree: an adapter, a tenant
         self.arrival = 0  # set by the scheduler
+        self.submitted_s = submitted_s  # on the clock that `schedule` is told
+        self.queue_s: float | None = None  # from there to the first admission
         self.state = State.WAITING
         self.max_len = min(len(prompt) + sampling.max_tokens, max_model_len)
         self.min_len = len(prompt) + sampling.min_tokens
@@ -59,7 +62,7 @@ class Sequence:
         self.banned_ids = tuple(sorted(stop_ids | eos_ids))  # while shorter than min_len
         self.stop_ids = stop_ids if sampling.ignore_eos else stop_ids | eos_ids
         self.num_cached: int | None = None  # prompt tokens found when first run
-        self.reported = False  # an output told num_cached
+        self.reported = False  # an output told num_cached and queue_s
 
         self.blocks: list[int] = []  # block table, in order
         self.num_computed = 0  # tokens whose KV is in the blocks

@@ -13,12 +13,10 @@ class StatsKeeper:
         self._scheduler = scheduler
         self._steps = 0
         self._step_tokens = 0
-        self._step_s = 0.0
 
-    def count_step(self, num_tokens: int, step_s: float) -> EngineStats:
+    def count_step(self, num_tokens: int) -> EngineStats:
         self._steps += 1
         self._step_tokens = num_tokens
-        self._step_s = step_s
         return self.snapshot()
 
     def snapshot(self) -> EngineStats:
@@ -34,7 +32,6 @@ class StatsKeeper:
             blocks_held=held,
             steps=self._steps,
             step_tokens=self._step_tokens,
-            step_s=self._step_s,
             preemptions=scheduler.num_preemptions,
             prefix_queries=cache.prefix_queries,
             prefix_hits=cache.prefix_hits,

@@ -1,8 +1,11 @@
 """A runner whose KV is a hash of the whole token history, one in each slot of its blocks.
 
 The next token depends on everything read back through the block table, so a slot that holds
-the wrong token's KV changes the answer, and says so at once. It also refuses plans that break
-the contract of `lmserve.engine.plan`.
+the wrong token's KV changes the answer, and says so at once. It also finds plans that break
+the contract of `lmserve.engine.plan`; the bench asserts that there are none.
+
+A poison token stands for a model that overflows: its slot holds POISON, and POISON fails every
+row that has it anywhere in its blocks, as 0 times NaN would through the mask.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from lmserve.messages import Abort, SequenceOutput, Submit, pack_ids, unpack_ids
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from lmserve.weights.base import TokenizerAssets
+
+POISON = -1
 
 
 def chain(tokens: Tokens[int], before: int = 0) -> list[int]:
@@ -40,6 +45,13 @@ class PagedMemory:
     def __init__(self, num_blocks: int, block_size: int):
         self.block_size = block_size
         self.blocks: list[list[int | None]] = [[None] * block_size for _ in range(num_blocks)]
+
+    def scrub(self, blocks: Tokens[int]) -> None:
+        for block in blocks:
+            self.blocks[block] = [None] * self.block_size
+
+    def poisoned(self, table: Tokens[int]) -> bool:
+        return any(POISON in self.blocks[block] for block in table)
 
     def copy(self, copies: Tokens[BlockCopy]) -> None:
         read = [(c.target, self.blocks[c.source][: c.num_tokens]) for c in copies]
@@ -70,6 +82,7 @@ class PagedRunner:
         vocab_size: int = 50,
         max_model_len: int = 100,
         eos_ids: tuple[int, ...] = (),
+        poison: int | None = None,
     ):
         self.num_blocks = num_blocks
         self.block_size = block_size
@@ -77,7 +90,9 @@ class PagedRunner:
         self.max_model_len = max_model_len
         self.assets = TokenizerAssets(Path("tokenizer.json"), eos_token_ids=eos_ids)
         self.memory = PagedMemory(num_blocks, block_size)
+        self.poison = poison
         self.plans: list[StepPlan] = []
+        self.violations: list[str] = []  # not raised: the engine outlives a runner that raises
         self.raising: set[int] = set()  # a plan with one of these rows raises as a whole
         self.failing: set[int] = set()  # these rows fail alone
         self.half_done = False  # what raises has made its copies and written before
@@ -88,6 +103,7 @@ class PagedRunner:
         raising = self.raising.intersection(row.rid for row in plan.rows)
         if raising and not self.half_done:
             raise RuntimeError("injected\nsecond line")
+        self.memory.scrub(plan.scrubs)
         self.memory.copy(plan.copies)
         kv = {row.rid: self._kv(row) for row in plan.rows}
         for row in plan.rows:
@@ -102,30 +118,51 @@ class PagedRunner:
         for row in plan.rows:
             if row.rid in self.failing:
                 result.errors[row.rid] = "injected"
+            elif self.memory.poisoned(row.blocks):
+                result.errors[row.rid] = "poisoned"
             elif row.sampling is not None:
-                result.tokens[row.rid] = choose(kv[row.rid][-1], self.vocab_size, row.banned_ids)
+                banned = row.banned_ids if self.poison is None else (*row.banned_ids, self.poison)
+                result.tokens[row.rid] = choose(kv[row.rid][-1], self.vocab_size, banned)
         return result
 
     def _kv(self, row: Row) -> list[int]:
         read = self.memory.read(row.blocks, row.start)
-        assert read == chain(row.history[: row.start]), f"row {row.rid} reads foreign KV"
-        return chain(row.token_ids, chain(row.history[: row.start])[-1] if row.start else 0)
+        before = chain(row.history[: row.start])
+        self._expect(read == before, f"row {row.rid} reads foreign KV")
+        kv = chain(row.token_ids, before[-1] if before else 0)
+        return [
+            POISON if token == self.poison else value
+            for token, value in zip(row.token_ids, kv, strict=True)
+        ]
+
+    def _expect(self, holds: bool, what: str) -> None:
+        if not holds:
+            self.violations.append(what)
 
     def _check(self, plan: StepPlan) -> None:
         written: set[int] = set()
         for row in plan.rows:
-            assert row.token_ids, "an empty row"
-            assert list(row.token_ids) == list(row.history[row.start : row.context_len])
-            assert row.context_len <= len(row.blocks) * self.block_size
-            assert (row.sampling is not None) == (row.context_len == len(row.history))
-            first, last = row.start // self.block_size, (row.context_len - 1) // self.block_size
+            name, end = f"row {row.rid}", row.context_len
+            self._expect(bool(row.token_ids), f"{name} is empty")
+            self._expect(
+                list(row.token_ids) == list(row.history[row.start : end]),
+                f"{name} runs other tokens than its own",
+            )
+            self._expect(end <= len(row.blocks) * self.block_size, f"{name} has too few blocks")
+            self._expect(
+                (row.sampling is not None) == (end == len(row.history)),
+                f"{name} samples before its end, or does not at its end",
+            )
+            first, last = row.start // self.block_size, (end - 1) // self.block_size
             for block in row.blocks[first : last + 1]:
-                assert block not in written, f"block {block} is written by two rows"
+                self._expect(block not in written, f"block {block} is written by two rows")
                 written.add(block)
-        assert not written.intersection(copy.source for copy in plan.copies)
+        sources = {copy.source for copy in plan.copies}
+        self._expect(written.isdisjoint(sources), "the source of a copy is written")
         for row in plan.rows:
             others = row.blocks[: row.start // self.block_size]
-            assert not written.intersection(others), f"row {row.rid} reads what is written"
+            self._expect(written.isdisjoint(others), f"row {row.rid} reads what is written")
+            self._expect(not set(plan.scrubs).intersection(others), "a read block is zeroed")
 
 
 @dataclass(slots=True)
@@ -195,6 +232,7 @@ class Bench:
         for output in self.core.step().outputs:
             self.answers[output.rid].add(output)
         self.core.cache.check()
+        assert self.runner.violations == []
         return self.runner.plans[before] if len(self.runner.plans) > before else StepPlan([])
 
     def drain(self, max_steps: int = 1000) -> None:

@@ -11,6 +11,12 @@ from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from tests.engine.paged import Bench, PagedRunner, chain, choose, oracle
 
+BAD = 50  # the poison token: above those that the oracle chooses from
+
+
+def poisonable(num_blocks: int, block_size: int) -> PagedRunner:
+    return PagedRunner(num_blocks, block_size, vocab_size=51, poison=BAD)
+
 
 def control(bench: Bench, verb: str) -> Any:
     (reply,) = bench.core.handle([Control(7, verb)])
@@ -189,6 +195,54 @@ def test_what_a_failed_request_computed_is_not_reused() -> None:
     assert bench.core.cache.counts().cached == 0
 
 
+def test_a_chunk_that_does_not_sample_fails_its_request_at_once() -> None:
+    bench = Bench(poisonable(12, 4), EngineSettings(max_step_tokens=8))
+    bad = bench.submit(1, [BAD] * 30, max_tokens=2)
+    plan = bench.step()
+    assert plan.rows[0].sampling is None
+    assert (bad.finish, bad.error) == ("error", "poisoned")
+    bench.runner.raising = {2}  # and its blocks stay suspect until a step has zeroed them
+    bench.submit(2, [1, 2, 3], max_tokens=2)
+    bench.drain()
+    for rid in range(3, 9):
+        good = bench.submit(rid, [1, 2, 3, rid, 5], max_tokens=9)
+        bench.drain()
+        assert good.finish == "length"
+    assert bench.core.cache.pool.suspect == set()
+
+
+@pytest.mark.parametrize("half_done", [False, True])
+def test_suspect_blocks_are_zeroed_where_a_step_is_run_row_by_row(half_done: bool) -> None:
+    bench = Bench(poisonable(6, 2))
+    bench.submit(1, [BAD] * 11, max_tokens=1)
+    bench.drain()
+    bench.runner.raising, bench.runner.half_done = {3}, half_done
+    good = bench.submit(2, [1, 2, 3], max_tokens=2)
+    bad = bench.submit(3, [4, 5], max_tokens=2)
+    bench.drain()
+    assert good.ids == oracle([1, 2, 3], SamplingParams(max_tokens=2)).ids
+    assert bad.finish == "error"
+    again = bench.submit(4, [4] * 9, max_tokens=2)
+    bench.drain()
+    assert again.finish == "length"
+
+
+def test_who_shares_a_block_with_one_that_fails_gets_its_answer() -> None:
+    bench = Bench(poisonable(16, 2), EngineSettings(max_step_tokens=8))
+    text = [1, 2, 3, 4, 5, 6]
+    bench.submit(1, text, max_tokens=1)
+    bench.drain()
+    good = bench.submit(2, [*text, 8], max_tokens=9)
+    bad = bench.submit(3, [*text, 9, BAD, 9], max_tokens=9)
+    bench.step()
+    assert (bad.finish, good.num_cached_tokens) == ("error", 6)
+    later = bench.submit(4, [*text, 8, 8], max_tokens=9)
+    bench.drain()
+    assert later.num_cached_tokens == 0
+    for answer, tail in ((good, [8]), (later, [8, 8])):
+        assert answer.ids == oracle([*text, *tail], SamplingParams(max_tokens=9)).ids
+
+
 def test_a_row_without_a_token_is_an_error_not_a_hang() -> None:
     class Mute(PagedRunner):
         def _sample(self, *args: Any) -> Any:
@@ -206,7 +260,6 @@ def test_controls_answer_with_plain_data() -> None:
     bench = Bench()
     bench.submit(1, list(range(10)), max_tokens=3)
     bench.drain()
-    assert control(bench, "ping") == {}
     counts = control(bench, "check")
     assert counts == {"free": 61, "cached": 3, "pinned": 0, "held": 0, "total": 64}
     stats = control(bench, "stats")
@@ -234,6 +287,17 @@ def test_stats_follow_the_step() -> None:
     stats = bench.core.step().stats
     assert (stats.num_running, stats.num_waiting, stats.step_tokens) == (1, 1, 4)
     assert (stats.blocks_held, stats.blocks_free, stats.blocks_total) == (2, 62, 64)
+
+
+def test_the_first_output_alone_tells_how_long_it_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("lmserve.engine.core.perf_counter", lambda: float(next(clock)))
+    bench = Bench(settings=EngineSettings(max_batch_size=1))
+    for rid in (1, 2):
+        bench.core.handle([Submit(rid, pack_ids([5]), SamplingParams(max_tokens=2))])
+    outputs = [output for _ in range(4) for output in bench.core.step().outputs]
+    # the clock is read once a submit, and at the start of each step
+    assert [(o.rid, o.queue_s) for o in outputs] == [(1, 2.0), (1, None), (2, 3.0), (2, None)]
 
 
 def test_planning_needs_no_torch() -> None:

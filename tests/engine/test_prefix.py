@@ -16,7 +16,7 @@ class Cache(CacheManager):
         seq = Sequence(0, list(tokens), SamplingParams(), namespace=namespace)
         assert self.admit(seq)
         self.take_copies()
-        self.end_copies()
+        self.end_step()
         self.commit(seq, seq.num_behind)
         return seq
 
@@ -81,7 +81,7 @@ def test_the_source_of_a_copy_is_held_until_the_step_has_run() -> None:
     (copy,) = cache.take_copies()
     second = Sequence(1, [7] * 8, SamplingParams())
     assert not cache.admit(second)  # one block is free; the source must not be taken
-    cache.end_copies()
+    cache.end_step()
     assert cache.admit(second)
     assert copy.source in second.blocks
 
@@ -219,16 +219,112 @@ def test_a_pin_is_broken_only_for_a_sequence_that_is_alone() -> None:
     assert cache.counts().held == 3
 
 
-def test_a_failed_sequence_leaves_nothing_to_others() -> None:
+def test_nothing_a_failed_sequence_had_to_do_with_is_found_again() -> None:
     cache = Cache(8, 2)
     cache.know([1, 1])
     failed = cache.run([1, 1, 2, 2, 3])
     other = cache.run([1, 1, 4])
+    cache.know([1, 1, 2, 2, 5])
+    shared = failed.blocks[0]
     cache.forget(failed)
     cache.check()
-    assert cache.num_known([1, 1, 2, 2, 3]) == 2  # what the other uses
+    assert cache.num_known([1, 1, 2, 2, 5]) == 0
+    assert len(cache.pool.suspect) == 4  # its three, and the one that was computed from them
+    assert other.blocks[0] == shared  # who holds it goes on
+    other.tokens += [4]
+    cache.commit(other, 1)
     cache.release(other)
     cache.check()
+    assert cache.num_known([1, 1, 4]) == 0
+    assert cache.counts().free == 8
+
+
+def test_a_suspect_block_is_zeroed_once_before_it_is_used_again() -> None:
+    cache = Cache(3, 2)
+    cache.forget(cache.run([1, 1, 2]))
+    seq = Sequence(0, [3, 3, 4, 4, 5], SamplingParams())
+    assert cache.admit(seq)
+    assert sorted(cache.take_scrubs()) == [0, 1]  # the third was never the failed one's
+    cache.end_step()
+    cache.release(seq)
+    assert cache.admit(seq)
+    assert cache.take_scrubs() == []
+
+
+def test_a_suspect_block_given_out_and_taken_back_stays_suspect() -> None:
+    cache = Cache(3, 2)
+    cache.forget(cache.run([1, 1, 2]))
+    seq = Sequence(0, [3, 3, 4, 4, 5], SamplingParams())
+    assert cache.admit(seq)
+    cache.release(seq)  # before a step ran
+    assert cache.take_scrubs() == []
+    cache.end_step()
+    assert cache.admit(seq)
+    assert sorted(cache.take_scrubs()) == [0, 1]
+
+
+def test_a_copy_of_its_own_is_offered_although_its_twin_failed() -> None:
+    cache = Cache(8, 2)
+    one, two = (Sequence(rid, [1, 2, 3, 4], SamplingParams()) for rid in (0, 1))
+    assert cache.admit(one) and cache.admit(two)
+    cache.commit(one, 4)
+    cache.commit(two, 4)
+    cache.forget(one)
+    cache.check()
+    assert cache.num_known([1, 2, 3, 4]) == 0
+    cache.release(two)
+    cache.check()
+    assert cache.num_known([1, 2, 3, 4]) == 4
+
+
+def test_a_session_goes_on_from_its_own_pin_beside_others() -> None:
+    cache = Cache(12, 4)
+    text = list(range(40))
+    cache.know(text)
+    pin = cache.pin(text)
+    assert cache.admit(Sequence(1, [99], SamplingParams()))
+    assert cache.counts().free == 1
+    again = Sequence(2, [*text, 40], SamplingParams())
+    assert cache.admit(again)
+    assert again.num_computed == 40
+    cache.check()
+    cache.unpin(pin)
+
+
+def test_the_part_of_a_pinned_block_is_copied_without_room_for_its_source() -> None:
+    cache = Cache(3, 4)
+    cache.know([1, 2, 3])
+    cache.pin([1, 2, 3])
+    seq = Sequence(0, [1, 2, 3, 4, 5], SamplingParams())
+    assert cache.admit(seq)
+    assert seq.num_computed == 3
+
+
+def test_a_sequence_that_is_alone_breaks_pins_to_grow() -> None:
+    cache = Cache(2, 2)
+    cache.know([1, 1])
+    cache.pin([1, 1])
+    seq = cache.run([7, 7])
+    assert not cache.grow(seq, 3)
+    assert cache.grow(seq, 3, alone=True)
+    cache.check()
+
+
+def test_a_namespace_is_kept_only_while_it_holds_something() -> None:
+    cache = Cache(4, 2)
+    for namespace in range(100):
+        assert cache.num_known([1, 2], namespace) == 0
+        cache.forget(cache.run([1], namespace))
+    assert not cache.tree._roots
+    cache.know([1, 2, 3], namespace=5)
+    cache.know([1, 2, 3, 4], namespace=5)  # takes the place of its beginning
+    assert list(cache.tree._roots) == [5]
+    assert cache.num_known([1, 2, 3, 4], 5) == 4
+    cache.clear()
+    assert not cache.tree._roots
+    cache.know([1], namespace=5)
+    cache.know([1, 2], namespace=5)  # the only child gives way
+    assert cache.num_known([1, 2], 5) == 2
 
 
 def test_without_prefix_cache_nothing_is_found_and_nothing_kept() -> None:

@@ -16,6 +16,7 @@ from lmserve.attention.base import CacheShape
 from lmserve.engine.cache.tensors import KVCache
 from lmserve.engine.loader import available_cores, choose_numerics
 from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
+from lmserve.engine.runner import NOT_FINITE
 from lmserve.errors import SettingsError
 from lmserve.settings import EngineSettings
 
@@ -68,8 +69,18 @@ def test_a_row_that_is_not_finite_fails_alone_and_leaves_nothing_behind():
     assert result.errors == {1: "the model's output is not finite"}
     assert result.tokens == clean.run(StepPlan(rows[1:])).tokens
     # its blocks are another's now, who must not see its numbers
-    reused = StepPlan([Row(3, [9, 8], 0, [4], GREEDY), Row(4, [5], 0, [3], GREEDY)])
+    rows = [Row(3, [9, 8], 0, [4], GREEDY), Row(4, [5], 0, [3], GREEDY)]
+    reused = StepPlan(rows, scrubs=[3, 4])
     assert runner.run(reused) == clean.run(reused)
+
+
+def test_a_chunk_that_is_not_finite_fails_although_it_does_not_sample():
+    module = random_model(transformers.LlamaConfig(**LLAMA))
+    with torch.no_grad():
+        module.model.embed_tokens.weight[13] = torch.nan
+    runner = tiny_runner(module)
+    rows = [Row(1, [1, 13], 0, [3], None), Row(2, [6, 7], 0, [8], None)]
+    assert runner.run(StepPlan(rows)) == StepResult(errors={1: NOT_FINITE})
 
 
 def test_it_reports_what_it_runs(runner):

@@ -160,3 +160,28 @@ def test_uniform_numbers_are_uniform_and_their_own():
     tenths = torch.tensor(drawn).mul(10).long().bincount(minlength=10)
     assert tenths.min() > 60 and tenths.max() < 140
     assert uniform(7, 3) == uniform(7, 3) != uniform(7, 4)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1e-50, seed=1),
+        SamplingParams(temperature=1e-42, top_p=0.9, seed=1),
+        SamplingParams(temperature=1.0, repetition_penalty=1e-40, seed=1),
+        SamplingParams(temperature=1.0, repetition_penalty=1e-40, top_k=5, seed=1),
+        SamplingParams(temperature=0.0, repetition_penalty=1e-40),
+    ],
+)
+def test_extreme_values_choose_a_token_of_the_vocabulary(params: SamplingParams) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 50)
+    logits[0, 3] = 9.0
+    plain = SamplingParams(temperature=1.0, seed=3)
+    rows = [
+        Row(0, [1], 3, [0], params, [1, 2, 3, 4], 2),
+        Row(1, [1], 3, [0], plain, [1, 2, 3, 4], 2),
+    ]
+    alone = sample(logits[1:].clone(), rows[1:])
+    chosen = sample(logits.clone(), rows)
+    assert chosen[0] == 3  # far ahead before and after the penalty
+    assert chosen[1:] == alone

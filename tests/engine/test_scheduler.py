@@ -24,13 +24,13 @@ def scheduler(
 
 def run(scheduler: Scheduler) -> dict[int, int]:
     """One step that computes the plan; returns the tokens run of each sequence."""
-    plan = scheduler.schedule()
+    plan = scheduler.schedule(0.0)
     commit(scheduler, plan)
     return {row.rid: len(row.token_ids) for row in plan.rows}
 
 
 def commit(scheduler: Scheduler, plan: StepPlan) -> None:
-    scheduler.cache.end_copies()
+    scheduler.cache.end_step()
     for row in plan.rows:
         seq = scheduler.running[row.rid]
         scheduler.cache.commit(seq, len(row.token_ids))
@@ -45,13 +45,36 @@ def test_a_long_prompt_runs_in_chunks_of_the_budget() -> None:
     assert [run(s), run(s), run(s), run(s)] == [{1: 16}, {1: 16}, {1: 3}, {1: 1}]
 
 
+def test_waiting_ends_with_the_first_admission() -> None:
+    s = scheduler(batch=1)
+    first, second = sequence(1, 3), sequence(2, 3)
+    first.submitted_s, second.submitted_s = 1.0, 2.0
+    s.add(first)
+    s.add(second)
+    s.schedule(5.0)
+    assert (first.queue_s, second.queue_s) == (4.0, None)
+    s.finish(first)
+    s.schedule(9.0)
+    assert (first.queue_s, second.queue_s) == (4.0, 7.0)
+
+
+def test_coming_back_is_no_first_admission() -> None:
+    s = scheduler()
+    seq = sequence(1, 3)
+    s.add(seq)
+    s.schedule(2.0)
+    s._preempt(seq)
+    s.schedule(9.0)
+    assert (seq.state, seq.queue_s) == (State.RUNNING, 2.0)
+
+
 def test_only_the_last_chunk_samples() -> None:
     s = scheduler()
     s.add(sequence(1, 20))
-    plan = s.schedule()
+    plan = s.schedule(0.0)
     assert plan.rows[0].sampling is None
     commit(s, plan)
-    assert s.schedule().rows[0].sampling is not None
+    assert s.schedule(0.0).rows[0].sampling is not None
 
 
 def test_decodes_run_in_every_step_beside_a_long_prompt() -> None:
@@ -105,7 +128,7 @@ def test_on_shortage_the_last_to_come_is_preempted_and_comes_back_by_a_match() -
     assert s.num_preemptions == 1
     assert second.blocks == []
     s.finish(s.running[1])
-    plan = s.schedule()
+    plan = s.schedule(0.0)
     assert [row.rid for row in plan.rows] == [2, 3]  # in front of those that came later
     assert plan.rows[0].start == 4
     assert list(plan.rows[0].token_ids) == second.tokens[4:]
@@ -118,20 +141,70 @@ def test_the_less_urgent_is_preempted_and_taken_out_of_the_plan() -> None:
     s.add(sequence(2, 1, priority=0))
     assert run(s) == {1: 1, 2: 1}
     assert run(s) == {1: 1, 2: 1}
-    plan = s.schedule()  # 1 came first and had its row when 2 needed a block
+    plan = s.schedule(0.0)  # 1 came first and had its row when 2 needed a block
     assert [row.rid for row in plan.rows] == [2]
     assert list(s.running) == [2]
     commit(s, plan)
 
 
 def test_a_newcomer_leaves_a_block_to_each_that_runs() -> None:
-    s = scheduler(num_blocks=3, block_size=2)
-    s.add(sequence(1, 2, max_tokens=2))
+    s = scheduler(num_blocks=4, block_size=2)
+    s.add(sequence(1, 3, max_tokens=2))
     run(s)
     s.add(sequence(2, 3, max_tokens=2))
-    assert run(s) == {1: 1}
+    assert run(s) == {1: 1}  # two blocks are free, and 1 may need one of them
     s.finish(s.running[1])
     assert run(s) == {2: 3}
+
+
+def test_after_a_preemption_nobody_is_admitted_in_the_same_step() -> None:
+    s = scheduler(num_blocks=6, block_size=2)
+    s.add(sequence(1, 2, priority=1))
+    s.add(sequence(2, 4, priority=1))
+    assert [run(s), run(s), run(s)] == [{1: 2, 2: 4}, {1: 1, 2: 1}, {1: 1, 2: 1}]
+    s.add(sequence(3, 1, priority=0))
+    assert run(s) == {1: 1}  # the three blocks that 2 lost are not for 3 yet
+    assert s.num_preemptions == 1
+    assert len(s.waiting) == 2
+
+
+def test_chunks_go_to_the_most_urgent_prompt_first() -> None:
+    s = scheduler(budget=8)
+    s.add(sequence(1, 20, priority=5))
+    assert run(s) == {1: 8}
+    s.add(sequence(2, 20, priority=0))
+    s.add(sequence(3, 20, priority=5))
+    assert [run(s), run(s), run(s)] == [{2: 8}, {2: 8}, {2: 4, 1: 4}]
+    assert run(s) == {2: 1, 1: 7}
+
+
+def test_prompts_equally_urgent_run_in_the_order_they_came() -> None:
+    s = scheduler(budget=8)
+    s.add(sequence(1, 6))
+    s.add(sequence(2, 20))
+    assert [run(s), run(s)] == [{1: 6, 2: 2}, {1: 1, 2: 7}]
+    s.add(sequence(3, 20))
+    assert [run(s), run(s)] == [{1: 1, 2: 7}, {1: 1, 2: 4, 3: 3}]
+
+
+def test_a_short_urgent_prompt_does_not_wait_for_a_long_one() -> None:
+    s = scheduler(budget=8)
+    s.add(sequence(1, 100, priority=5))
+    run(s)
+    s.add(sequence(2, 3, priority=0))
+    s.add(sequence(3, 3, priority=9))
+    assert run(s) == {2: 3, 1: 5}
+
+
+def test_preemption_follows_the_policys_order() -> None:
+    cache = CacheManager(6, 2)
+    s = Scheduler(cache, max_batch_size=4, max_step_tokens=16, order=lambda seq: (-seq.arrival,))
+    s.add(sequence(1, 3))
+    run(s)
+    s.add(sequence(2, 3))
+    while not s.num_preemptions:
+        run(s)
+    assert list(s.running) == [2]  # the last to come is the first in this order
 
 
 def test_a_sequence_alone_gets_the_whole_pool() -> None:
@@ -178,3 +251,19 @@ def test_a_removed_request_leaves_the_queue_in_order() -> None:
     assert len(queue) == 2
     assert [queue.pop().rid, queue.pop().rid] == [1, 3]
     assert len(queue) == 0
+
+
+def test_requests_that_give_up_do_not_pile_up_in_the_queue() -> None:
+    queue = WaitingQueue()
+    for rid in range(1000):
+        seq = sequence(rid, 1)
+        seq.arrival = rid
+        queue.push(seq)
+        if rid % 10:
+            queue.remove(rid)
+    assert len(queue._heap) <= 2 * len(queue) + 64
+    assert [queue.pop().rid for _ in range(len(queue))] == list(range(0, 1000, 10))
+    for rid in range(1000):
+        queue.push(sequence(rid, 1))
+        queue.remove(rid)
+    assert len(queue._heap) <= 64

@@ -20,7 +20,7 @@ from lmserve.engine.cache.manager import CacheManager
 from lmserve.engine.cache.prefix import Node, Pin
 from lmserve.engine.sequence import Sequence
 from lmserve.sampling import SamplingParams
-from tests.engine.paged import PagedMemory, chain
+from tests.engine.paged import POISON, PagedMemory, chain
 
 TOKENS = st.lists(st.sampled_from([0, 0, 0, 1]), min_size=1, max_size=14)
 
@@ -39,13 +39,42 @@ class CacheMachine(RuleBasedStateMachine):
         self.live: list[Sequence] = []
         self.pins: list[Pin] = []
         self.queries = self.hits = 0
+        self.used: dict[int, int] = {}  # block -> when a sequence last let go of it
+        self.num_releases = 0
+        tree = self.cache.tree
+        self.evict, self.tree_release = tree.evict, tree.release
+        tree.evict = self.checked_evict  # type: ignore[method-assign]
+        tree.release = self.noted_release  # type: ignore[method-assign]
+
+    def noted_release(self, blocks: list[int]) -> None:
+        self.num_releases += 1
+        self.used.update(dict.fromkeys(blocks, self.num_releases))
+        self.tree_release(blocks)
+
+    def checked_evict(self) -> bool:
+        """The oldest leaf goes that nobody uses and no pin keeps, and goes if there is one."""
+        pool = self.cache.pool
+        leaves = {
+            node.block: node
+            for node in self.cache.tree._nodes.values()
+            if not node.children and pool.refs[node.block] == pool.pins[node.block] == 0
+        }
+        before = set(self.cache.tree._nodes)
+        done = self.evict()
+        gone = before.difference(self.cache.tree._nodes)
+        assert len(gone) == done == bool(leaves)
+        for block in gone:
+            assert block in leaves
+            assert self.used[block] == min(self.used[leaf] for leaf in leaves)
+        return done
 
     def draw_live(self, data: st.DataObject) -> Sequence:
         return self.live[data.draw(st.integers(0, len(self.live) - 1))]
 
     def known(self, namespace: int) -> Iterator[list[int]]:
         """The tokens of every path of the tree."""
-        stack: list[tuple[Node, list[int]]] = [(self.cache.tree.root(namespace), [])]
+        root = self.cache.tree._roots.get(namespace)
+        stack: list[tuple[Node, list[int]]] = [] if root is None else [(root, [])]
         while stack:
             node, tokens = stack.pop()
             yield tokens
@@ -85,9 +114,14 @@ class CacheMachine(RuleBasedStateMachine):
             return
         assert len(seq.blocks) == num_needed
         # All that is known is used, but for a copy there is no room for.
-        assert seq.num_computed in (longest, len(match.nodes) * self.size)
+        after = cache.counts()
+        room = after.free + after.cached + (after.pinned if alone else 0)
+        assert seq.num_computed == longest or (
+            seq.num_computed == len(match.nodes) * self.size and room <= (0 if alone else spare)
+        )
+        self.memory.scrub(cache.take_scrubs())
         self.memory.copy(cache.take_copies())
-        cache.end_copies()
+        cache.end_step()
         self.live.append(seq)
         self.queries += len(tokens)
         self.hits += seq.num_computed
@@ -119,25 +153,40 @@ class CacheMachine(RuleBasedStateMachine):
         seq.tokens += tokens[:3]
         idle = self.cache.counts().free + self.cache.counts().cached
         missing = self.cache.num_blocks_for(len(seq.tokens)) - len(seq.blocks)
-        if not self.cache.grow(seq, len(seq.tokens)):
+        alone = len(self.live) == 1
+        if alone:
+            idle += self.cache.counts().pinned
+        if self.cache.grow(seq, len(seq.tokens), alone=alone):
+            self.memory.scrub(self.cache.take_scrubs())
+            self.cache.end_step()
+        else:
             # Only blocks above those in use may be cached and yet not evictable.
-            assert missing > idle or len(self.live) > 1
+            assert missing > idle or not alone
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), failed=st.sampled_from([False, False, True]))
     def let_go(self, data: st.DataObject, failed: bool) -> None:
         seq = self.draw_live(data)
         if failed:
+            tokens = seq.tokens[: seq.num_computed]
+            blocks = seq.blocks
             self.live.remove(seq)
+            for block in blocks[len(tokens) // self.size :]:
+                self.memory.blocks[block] = [POISON] * self.size  # of the row that failed
             self.cache.forget(seq)
+            suspect = self.cache.pool.suspect
+            assert suspect.issuperset(blocks)
+            assert suspect.isdisjoint(self.cache.tree._nodes)
         else:
             self.release(seq)
 
     def release(self, seq: Sequence) -> None:
         tokens = seq.tokens[: seq.num_computed]
         self.live.remove(seq)
+        suspect = [at for at, b in enumerate(seq.blocks) if b in self.cache.pool.suspect]
+        offered = min(len(tokens), suspect[0] * self.size) if suspect else len(tokens)
         self.cache.release(seq)
-        assert self.longest(tokens, len(tokens), seq.namespace) == len(tokens)
+        assert self.longest(tokens, len(tokens), seq.namespace) >= offered
 
     @rule(tokens=TOKENS, what=st.sampled_from(["pin", "unpin", "clear"]))
     def care(self, tokens: list[int], what: str) -> None:
@@ -157,6 +206,10 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.cache.counts().held == len(used)
 
     @invariant()
+    def what_failed_reaches_nobody(self) -> None:
+        assert not any(self.memory.poisoned(seq.blocks) for seq in self.live)
+
+    @invariant()
     def every_sequence_reads_its_own_history(self) -> None:
         for seq in self.live:
             computed = seq.tokens[: seq.num_computed]
@@ -165,7 +218,8 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def every_node_holds_what_it_says(self) -> None:
         for namespace in (0, 7):
-            stack = [(child, 0) for child in self.cache.tree.root(namespace).children.values()]
+            root = self.cache.tree._roots.get(namespace)
+            stack = [(child, 0) for child in root.children.values()] if root else []
             while stack:
                 node, before = stack.pop()
                 kv = chain(node.tokens, before)

@@ -17,12 +17,15 @@ from hypothesis.stateful import (
 )
 
 from lmserve.engine.cache.prefix import Pin
-from lmserve.engine.sequence import State
+from lmserve.engine.plan import StepPlan
+from lmserve.engine.policy import priority_then_arrival
+from lmserve.engine.sequence import Sequence, State
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from tests.engine.paged import Answer, Bench, PagedRunner, oracle
 
 VOCAB = 5
+POISON = 5  # a token of prompts only: the model overflows on it
 EOS = (4,)
 MAX_MODEL_LEN = 24
 SAMPLING = st.fixed_dictionaries(
@@ -54,7 +57,12 @@ class CoreMachine(RuleBasedStateMachine):
         half_done: bool,
     ) -> None:
         runner = PagedRunner(
-            num_blocks, block_size, vocab_size=VOCAB, max_model_len=MAX_MODEL_LEN, eos_ids=EOS
+            num_blocks,
+            block_size,
+            vocab_size=VOCAB + 1,
+            max_model_len=MAX_MODEL_LEN,
+            eos_ids=EOS,
+            poison=POISON,
         )
         runner.half_done = half_done
         self.config = EngineSettings(
@@ -70,7 +78,18 @@ class CoreMachine(RuleBasedStateMachine):
         self.ended: set[int] = set()
         self.texts = [[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]  # beginnings worth sharing
         self.pins: list[Pin] = []
+        self.priorities: list[int] = []
         self.idle_steps = 0
+        self.admit = self.core.cache.admit
+        self.core.cache.admit = self.checked_admit  # type: ignore[method-assign]
+
+    def checked_admit(self, seq: Sequence, **how: Any) -> bool:
+        """A newcomer leaves a block to each that runs."""
+        done = self.admit(seq, **how)
+        counts = self.core.cache.counts()
+        if done:
+            assert counts.free + counts.cached >= len(self.core.scheduler.running)
+        return done
 
     @rule(data=st.data(), num_requests=st.integers(1, 4))
     def submit(self, data: st.DataObject, num_requests: int) -> None:
@@ -78,13 +97,24 @@ class CoreMachine(RuleBasedStateMachine):
             beginning = data.draw(st.sampled_from(self.texts))
             cut = data.draw(st.integers(0, len(beginning)))
             tail = data.draw(st.lists(st.integers(0, VOCAB - 1), max_size=3))
+            if data.draw(st.sampled_from([False, False, False, False, True])):
+                tail.append(POISON)
             sampling = data.draw(SAMPLING)
             self.submit_one([*beginning[:cut], *tail], sampling, data.draw(st.integers(0, 1)))
 
+    @property
+    def ranks(self) -> dict[int, tuple[int, int]]:
+        """Requests come in the order of their ids."""
+        return {rid: (priority, rid) for rid, priority in enumerate(self.priorities)}
+
     def submit_one(self, prompt: list[int], sampling: dict[str, Any], priority: int) -> None:
         rid = len(self.expected)
+        self.priorities.append(priority)
         self.bench.submit(rid, prompt, priority, **sampling)
-        if 0 < len(prompt) < self.max_len:
+        if 0 < len(prompt) < self.max_len and POISON in prompt:
+            self.expected[rid] = Answer(finish="error")
+            self.texts.append([*prompt, 0, 1])
+        elif 0 < len(prompt) < self.max_len:
             self.expected[rid] = oracle(
                 prompt,
                 SamplingParams(**sampling),
@@ -123,20 +153,43 @@ class CoreMachine(RuleBasedStateMachine):
 
     def one_step(self) -> None:
         core = self.core
-        decodes = [s for s in core.scheduler.running.values() if s.num_behind == 1]
+        before = list(core.scheduler.running.values())
+        behind = {seq.rid: seq.num_behind for seq in before}
+        num_preemptions = core.scheduler.num_preemptions
         heard = {rid: answer.num_outputs for rid, answer in self.bench.answers.items()}
         had_work = core.scheduler.has_work
         plan = self.bench.step()
         rids = [row.rid for row in plan.rows]
         assert len(set(rids)) == len(rids) <= self.config.max_batch_size
         assert plan.num_tokens <= self.config.max_step_tokens
-        for seq in decodes:
-            assert seq.rid in rids or seq.state is State.PREEMPTED, "a decode was left out"
+        preempted = [seq for seq in before if seq.state is State.PREEMPTED]
+        assert len(preempted) == core.scheduler.num_preemptions - num_preemptions
+        if preempted:
+            assert behind.keys() >= set(rids), "a newcomer takes a block just taken away"
+        stayed = [priority_then_arrival(seq) for seq in before if seq not in preempted]
+        if stayed:  # even one alone may have to come back: where it holds blocks below a twin's
+            for seq in preempted:
+                assert priority_then_arrival(seq) > max(stayed), "the wrong one was preempted"
+        for seq in before:
+            if behind[seq.rid] == 1 and seq not in preempted:
+                assert seq.rid in rids, "a decode was left out"
+        self.check_chunks(plan, {s.rid: s for s in before if s not in preempted}, behind)
         self.idle_steps = self.idle_steps + 1 if had_work and not rids else 0
         assert self.idle_steps < 2, "work waits and nothing runs"
         for rid in self.aborted:
             assert self.bench.answers[rid].num_outputs == heard[rid], "an aborted request heard"
         self.check_answers()
+
+    def check_chunks(
+        self, plan: StepPlan, running: dict[int, Sequence], behind: dict[int, int]
+    ) -> None:
+        """Where the budget ends within a prompt, none that comes after it has a part of it."""
+        chunks = {row.rid: len(row.token_ids) for row in plan.rows if behind.get(row.rid) != 1}
+        done = {row.rid for row in plan.rows if row.sampling is not None}
+        waited = [rid for rid in {*running, *chunks} - done if behind.get(rid) != 1]
+        for late in waited:
+            for rid in chunks:
+                assert rid == late or self.ranks[rid] < self.ranks[late], "out of turn"
 
     def check_answers(self) -> None:
         for rid, answer in self.bench.answers.items():
@@ -153,6 +206,11 @@ class CoreMachine(RuleBasedStateMachine):
                 assert answer.ids == expected.ids
                 assert answer.finish == expected.finish
                 assert answer.stop_token_id == expected.stop_token_id
+
+    @invariant()
+    def the_queue_is_no_longer_than_it_has_to_be(self) -> None:
+        waiting = self.core.scheduler.waiting
+        assert len(waiting._heap) <= 2 * len(waiting) + 64
 
     @invariant()
     def blocks_are_conserved(self) -> None:

@@ -7,6 +7,9 @@
 
 free + cached + pinned + held = total, always. A block in the tree is never written again; a
 block outside it has exactly one holder, the sequence that writes it.
+
+A suspect block is one whose KV a failed sequence had to do with. It left the tree for good;
+those that shared it keep it until they end, and whoever gets it next has to zero it first.
 """
 
 from __future__ import annotations
@@ -30,13 +33,14 @@ class BlockPool:
     """`num_blocks` blocks, counted. Callers ask for blocks and say when they are done."""
 
     __slots__ = ("_free", "in_tree", "num_blocks", "num_cached", "num_held", "num_pinned", "pins",
-                 "refs")  # fmt: skip
+                 "refs", "suspect")  # fmt: skip
 
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks
         self.refs = [0] * num_blocks  # sequences that use the block
         self.pins = [0] * num_blocks  # pins on the tree node that owns the block
         self.in_tree = [False] * num_blocks
+        self.suspect: set[int] = set()  # until zeroed
         self._free = list(range(num_blocks - 1, -1, -1))  # a stack: low numbers first
         self.num_cached = 0
         self.num_pinned = 0
@@ -129,7 +133,10 @@ class BlockPool:
                 raise IntegrityError(f"block {block}: {refs} references, {pins} pins")
             if (block in free) != (refs == 0 and not in_tree):
                 raise IntegrityError(f"block {block}: free list and owners disagree")
-            if not in_tree and (pins or refs > 1):
+            suspect = block in self.suspect
+            if in_tree and suspect:
+                raise IntegrityError(f"block {block} is suspect and still in the tree")
+            if not in_tree and (pins or (refs > 1 and not suspect)):
                 raise IntegrityError(f"block {block} is shared or pinned outside the tree")
             if refs:
                 held += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Tokens
 
 from lmserve.engine.cache.blocks import BlockCounts, BlockPool
-from lmserve.engine.cache.prefix import Match, Pin, PrefixTree
+from lmserve.engine.cache.prefix import Match, Node, Pin, PrefixTree
 from lmserve.engine.plan import BlockCopy
 from lmserve.engine.sequence import Sequence
 
@@ -27,6 +27,7 @@ class CacheManager:
         self.prefix_queries = 0  # prompt tokens looked up
         self.prefix_hits = 0  # prompt tokens found
         self._copies: list[BlockCopy] = []
+        self._scrubs: list[int] = []  # suspect blocks given out in this step
         # Sources of this step's copies, held until its commit: no other row may write them, so
         # that a step that failed halfway can be run again.
         self._sources: list[int] = []
@@ -45,13 +46,19 @@ class CacheManager:
         """
         match = self._match(seq)
         pool = self.pool
+
+        def cost(node: Node) -> int:
+            """1 where holding the node's block takes it from the room, 0 where it is not there."""
+            return pool.refs[node.block] == 0 and (alone or not pool.pins[node.block])
+
         num_new = self.num_blocks_for(len(seq.tokens)) - len(match.nodes)
-        num_idle = sum(pool.refs[node.block] == 0 for node in match.nodes)
         room = pool.num_free + pool.num_cached + (pool.num_pinned if alone else 0)
-        room -= num_new + num_idle + spare
+        room -= num_new + sum(map(cost, match.nodes)) + spare
         if room < 0:
             return False
-        source = match.partial if room > 0 else None  # holding the source takes a block too
+        source = match.partial
+        if source is not None and cost(source) > room:
+            source = None
         held = [node.block for node in match.nodes]
         for block in held:
             pool.acquire(block)
@@ -63,7 +70,7 @@ class CacheManager:
             return False
         seq.blocks = held + new
         seq.num_shared = len(held)
-        seq.node = match.nodes[-1] if match.nodes else self.tree.root(seq.namespace)
+        seq.node = match.nodes[-1] if match.nodes else None
         seq.num_computed = len(held) * self.block_size
         if source is not None:
             self._copies.append(BlockCopy(source.block, new[0], match.num_partial))
@@ -75,9 +82,10 @@ class CacheManager:
             self.prefix_hits += seq.num_cached
         return True
 
-    def grow(self, seq: Sequence, num_tokens: int) -> bool:
+    def grow(self, seq: Sequence, num_tokens: int, *, alone: bool = False) -> bool:
         """Makes the block table cover `num_tokens`. Says False when there is no block."""
-        new = self._take(self.num_blocks_for(num_tokens) - len(seq.blocks))
+        num_new = self.num_blocks_for(num_tokens) - len(seq.blocks)
+        new = self._take(num_new, break_pins=alone)
         if new is None:
             return False
         seq.blocks.extend(new)
@@ -87,6 +95,12 @@ class CacheManager:
         """The copies this step's plan has to make."""
         copies, self._copies = self._copies, []
         return copies
+
+    def take_scrubs(self) -> list[int]:
+        """The blocks this step's plan has to zero. Those given out and taken back while it was
+        made are not among them: they stay suspect."""
+        self._scrubs = [block for block in self._scrubs if self.pool.refs[block]]
+        return self._scrubs
 
     def _match(self, seq: Sequence) -> Match:
         if not self.prefix_cache:
@@ -102,6 +116,8 @@ class CacheManager:
             block = pool.allocate()
             if block is not None:
                 new.append(block)
+                if block in pool.suspect:
+                    self._scrubs.append(block)
             elif not (tree.evict() or (break_pins and tree.evict_pinned())):
                 tree.release(new)
                 return None
@@ -109,8 +125,11 @@ class CacheManager:
 
     # --- after the step -------------------------------------------------------------------
 
-    def end_copies(self) -> None:
-        """The step has run: its copies are made."""
+    def end_step(self) -> None:
+        """The step has run: its copies are made, its suspect blocks zeroed. Where a row failed
+        before that, `forget` makes them suspect again."""
+        self.pool.suspect.difference_update(self._scrubs)
+        self._scrubs = []
         if self._sources:
             self.tree.release(self._sources)
             self._sources = []
@@ -128,7 +147,7 @@ class CacheManager:
         _clear(seq)
 
     def forget(self, seq: Sequence) -> None:
-        """Takes the blocks away after a failure: nothing of them is offered to others."""
+        """Takes the blocks away after a failure: nobody finds what they hold again."""
         self.tree.forget(seq.blocks)
         _clear(seq)
 
@@ -138,12 +157,17 @@ class CacheManager:
             return
         size, tree, node, at = self.block_size, self.tree, seq.node, seq.num_shared
         if node is None or not node.alive:
-            # The node stood for a block that the sequence has a copy of; it was evicted.
-            node, at = tree.root(seq.namespace), 0
+            # The node stood for a block that the sequence has a copy of, and was evicted; or
+            # the block is suspect now.
+            node, at = None, 0
         end = self.num_blocks_for(seq.num_computed) if tail else seq.num_computed // size
         for index in range(at, end):
+            if seq.blocks[index] in self.pool.suspect:
+                node = None  # nothing that follows it is offered either
+                break
             tokens = seq.tokens[index * size : min((index + 1) * size, seq.num_computed)]
-            node = tree.insert(node, tuple(tokens), seq.blocks[index])
+            parent = node or tree.root(seq.namespace)
+            node = tree.insert(parent, tuple(tokens), seq.blocks[index])
         seq.node, seq.num_shared = node, end
 
     # --- pins and care --------------------------------------------------------------------

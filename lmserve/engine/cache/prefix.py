@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lmserve.engine.cache.blocks import BlockPool, IntegrityError
@@ -21,7 +21,7 @@ Tokens = tuple[int, ...]
 
 
 class Node:
-    """One block of the tree. A root (of a namespace) has no block and no tokens."""
+    """One block of the tree. A root has no block; its only token is its namespace."""
 
     __slots__ = ("alive", "block", "children", "keys", "last_used", "parent", "tokens")
 
@@ -29,7 +29,7 @@ class Node:
         self.parent = parent
         self.tokens = tokens
         self.block = block
-        self.alive = True  # False once evicted: whoever still points here must look again
+        self.alive = True  # False once removed: whoever still points here must look again
         self.last_used = 0
         self.children: dict[Tokens, Node] = {}
         self.keys: list[Tokens] = []  # those of `children`, sorted: neighbours share the most
@@ -65,9 +65,10 @@ class PrefixTree:
         return len(self._nodes)
 
     def root(self, namespace: int = 0) -> Node:
+        """Where the first block of a namespace is inserted. The root goes with its last child."""
         root = self._roots.get(namespace)
         if root is None:
-            root = self._roots[namespace] = Node(None, (), -1)
+            root = self._roots[namespace] = Node(None, (namespace,), -1)
         return root
 
     # --- looking up -----------------------------------------------------------------------
@@ -75,7 +76,9 @@ class PrefixTree:
     def match(self, tokens: Sequence[int], limit: int, namespace: int = 0) -> Match:
         """What is known of the first `limit` tokens. Changes nothing and holds nothing."""
         size = self.block_size
-        node = self.root(namespace)
+        node = self._roots.get(namespace)
+        if node is None:
+            return Match([])
         nodes: list[Node] = []
         start = 0
         while start + size <= limit:
@@ -106,18 +109,18 @@ class PrefixTree:
         at = bisect_left(keys, tokens)
         if at < len(keys) and _starts_with(keys[at], tokens):
             return parent.children[keys[at]]  # a longer sibling holds these tokens already
-        while at and _starts_with(tokens, keys[at - 1]):
-            shorter = parent.children[keys[at - 1]]
-            if not self.pool.idle(shorter.block):
-                break
-            self._remove(shorter)
-            at -= 1
         node = Node(parent, tokens, block)
         node.last_used = self._clock
         parent.children[tokens] = node
         keys.insert(at, tokens)
         self._nodes[block] = node
         self.pool.keep(block)
+        while at and _starts_with(tokens, keys[at - 1]):
+            shorter = parent.children[keys[at - 1]]
+            if not self.pool.idle(shorter.block):
+                break
+            self._remove(shorter)
+            at -= 1
         return node
 
     def _swap(self, node: Node, block: int) -> None:
@@ -140,12 +143,19 @@ class PrefixTree:
                 self._offer(node)
 
     def forget(self, blocks: list[int]) -> None:
-        """As `release`, and what no other sequence uses leaves the tree: its KV is suspect."""
-        for block in reversed(blocks):
+        """As `release`, after a failure: the blocks are suspect, and what follows them in the
+        tree too, whoever uses it. Nobody finds them again."""
+        self.pool.suspect.update(blocks)
+        for block in blocks:
             node = self._nodes.get(block)
-            if node is not None and not node.children and self.pool.refs[block] == 1:
-                self._remove(node)
+            if node is not None:
+                self._cut(node)
         self.release(blocks)
+
+    def _cut(self, top: Node) -> None:
+        for node in reversed(list(_walk([top]))):  # children before their parents
+            self.pool.suspect.add(node.block)
+            self._remove(node)
 
     def evict(self) -> bool:
         """Frees the least recently used leaf that nobody uses."""
@@ -185,6 +195,8 @@ class PrefixTree:
         self.pool.drop(node.block)
         if parent.parent is not None:
             self._offer(parent)
+        elif not parent.children:
+            del self._roots[parent.tokens[0]]
 
     def _evictable(self, node: Node) -> bool:
         return node.alive and not node.children and self.pool.idle(node.block)
@@ -225,7 +237,7 @@ class PrefixTree:
         """Walks the whole tree. Raises IntegrityError."""
         offered = {id(node) for used, _, node in self._idle if node.last_used == used}
         seen: dict[int, Node] = {}
-        for node in self._walk():
+        for node in _walk(self._roots.values()):
             self._check_node(node)
             if node.parent is not None:
                 seen[node.block] = node
@@ -239,6 +251,8 @@ class PrefixTree:
     def _check_node(self, node: Node) -> None:
         if not node.alive or node.keys != sorted(node.children):
             raise IntegrityError(f"block {node.block}: children out of order, or a dead node")
+        if node.parent is None and not node.children:
+            raise IntegrityError("a namespace is empty and kept")
         if node.children and node.parent is not None and len(node.tokens) != self.block_size:
             raise IntegrityError(f"block {node.block} is not full and has children")
         for tokens, child in node.children.items():
@@ -247,12 +261,14 @@ class PrefixTree:
             if not 1 <= len(tokens) <= self.block_size:
                 raise IntegrityError(f"block {child.block} holds {len(tokens)} tokens")
 
-    def _walk(self) -> Iterator[Node]:
-        stack = list(self._roots.values())
-        while stack:
-            node = stack.pop()
-            yield node
-            stack.extend(node.children.values())
+
+def _walk(tops: Iterable[Node]) -> Iterator[Node]:
+    """All of these subtrees, parents before their children."""
+    stack = list(tops)
+    while stack:
+        node = stack.pop()
+        yield node
+        stack.extend(node.children.values())
 
 
 def _starts_with(tokens: Tokens, beginning: Tokens) -> bool:

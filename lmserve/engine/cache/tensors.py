@@ -37,12 +37,11 @@ class KVCache:
                 cache.index_copy_(0, targets, cache.index_select(0, sources))
 
     def scrub(self, blocks: Sequence[int]) -> None:
-        """Makes every number of these blocks finite. A masked slot weighs 0, but 0 times
-        infinity would spoil whoever holds the block next."""
-        index = torch.tensor(sorted(set(blocks)), device=self.layers[0][0].device)
+        """Zeroes these blocks. A masked slot weighs 0, but 0 times infinity would spoil whoever
+        holds the block next."""
+        if not blocks:
+            return
+        index = torch.tensor(blocks, device=self.layers[0][0].device)
         for pair in self.layers:
             for cache in pair:
-                held = cache.index_select(0, index)
-                if not held.isfinite().all():
-                    clean = held.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-                    cache.index_copy_(0, index, clean)
+                cache.index_fill_(0, index, 0)
