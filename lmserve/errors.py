@@ -5,7 +5,8 @@
     │   ├── InvalidField        400  a field has a wrong type, range or combination
     │   ├── PromptTooLong       400  the prompt does not fit the context
     │   ├── BodyTooLarge        413  the body is over the limit
-    │   ├── NotFound            404  no such route, or wrong method (405)
+    │   ├── NotFound            404  no route has this path
+    │   ├── MethodNotAllowed    405  the route exists, but not for this method
     │   └── ModelNotFound       404  the model named is not served here
     ├── Overloaded              429  a limit is reached; `retry_after_s` says when to come back
     ├── EngineUnavailable       503  the engine is loading, restarting or gone
@@ -101,7 +102,6 @@ class EngineUnavailable(LmserveError):
     """The engine is loading, restarting or stopped, or did not answer in time."""
 
     status = 503
-    type = "server_error"
     code = "engine_unavailable"
     retry_after_s = 1
 
@@ -109,7 +109,6 @@ class EngineUnavailable(LmserveError):
 class EngineError(LmserveError):
     """The engine failed this request, and only this one."""
 
-    status = 500
     code = "engine_error"
 
 

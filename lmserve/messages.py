@@ -57,7 +57,6 @@ class Control(msgspec.Struct, tag="control", array_like=True, frozen=True):
 
     id: int
     verb: str
-    args: dict[str, Any] = {}
 
 
 ToEngine = Submit | Abort | Control
@@ -116,6 +115,7 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     finish: str | None = None  # a FinishReason
     stop_token_id: int | None = None  # the end or stop token that finished it
     error: str | None = None  # with finish == "error"
+    queue_s: float | None = None  # from submit to first admission; with the first output
 
 
 class EngineStats(msgspec.Struct, array_like=True):
@@ -131,7 +131,6 @@ class EngineStats(msgspec.Struct, array_like=True):
     blocks_held: int = 0
     steps: int = 0
     step_tokens: int = 0  # tokens run in this step
-    step_s: float = 0.0  # how long this step took
     preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up
     prefix_hits: int = 0  # prompt tokens found

@@ -99,6 +99,9 @@ class EngineSettings:
         None, "downloaded models and converted tokenizers; default: the user's cache"
     )
     stuck_after_s: float = setting(5.0, "the engine is called stuck when silent this long", above=0)
+    kill_after_s: float = setting(
+        300.0, "a silent engine is killed and started again after this long", above=0
+    )
     restart: bool = setting(True, "start the engine again when it dies")
     mock_tokens_s: float = setting(
         0.0, "mock: steps per second and stream; 0 is full speed", least=0

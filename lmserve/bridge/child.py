@@ -1,7 +1,8 @@
 """The engine in a process of its own: its main, and the handle that owns it.
 
 The process ends when the server's end of the channel does, whatever it is doing then, so none
-is ever orphaned. Ctrl-C is not for it: the server decides when it stops.
+is ever orphaned. SIGINT and SIGTERM are not for it, though a terminal or a service manager sends
+them to both: the server lets running answers finish, and decides when it stops.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> int:
 
 
 def main() -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser(prog="lmserve.bridge.child")
     parser.add_argument("--fd", type=int, required=True)
     sock = socket.socket(fileno=parser.parse_args().fd)

@@ -36,7 +36,7 @@ Script = Iterator[SequenceOutput]
 
 # A mock step says the same word to everybody; mailboxes only read it.
 _WORD_IDS = tuple(range(assets.FIRST_WORD_ID, assets.VOCAB_SIZE))
-_WORD_OUTPUTS = tuple(SequenceOutput(0, pack_ids([id])) for id in _WORD_IDS)
+_WORD_OUTPUTS = tuple(SequenceOutput(0, pack_ids([id]), queue_s=0.0) for id in _WORD_IDS)
 
 
 class FakeEngine(EngineHandle):
@@ -142,7 +142,7 @@ class FakeEngine(EngineHandle):
         self.stats.num_running = len(self._mailboxes)
         mailbox.end("abort")
 
-    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
+    async def control(self, verb: str, timeout_s: float = 5.0) -> Any:
         if self._state == "stuck":
             raise EngineUnavailable(f"the engine did not answer {verb!r}")
         if self._state != "ready":
@@ -189,22 +189,20 @@ class FakeEngine(EngineHandle):
 
     def _step(self) -> None:
         self._next_step = None
-        ended: list[int] = []
-        mailboxes = self._mailboxes
-        num_tokens = len(self._playing)
-        for rid, script in self._playing.items():
-            output = next(script, None)
-            if output is None:  # hangs
-                ended.append(rid)
-                continue
-            mailboxes[rid].put(output)
-            if output.finish is not None:
-                ended.append(rid)
-                del mailboxes[rid]
-        for rid in ended:
-            del self._playing[rid]
+        mailboxes, playing = self._mailboxes, self._playing
         self.stats.steps += 1
-        self.stats.step_tokens = num_tokens
+        self.stats.step_tokens = len(playing)
+        if self.on_step is not None:
+            self.on_step(self.stats)
+        for rid, script in list(playing.items()):
+            if rid not in playing:  # another's listener aborted it in this very step
+                continue
+            output = next(script, None)
+            if output is None or output.finish is not None:  # it hangs, or ends
+                del playing[rid]
+            if output is not None:
+                mailbox = mailboxes[rid] if output.finish is None else mailboxes.pop(rid)
+                mailbox.put(output)
         self.stats.num_running = len(mailboxes)
         self._schedule()
 
@@ -249,7 +247,9 @@ class FakeEngine(EngineHandle):
 def _steps(pieces: Iterable[Piece]) -> list[SequenceOutput]:
     """A text's token ids are its bytes."""
     return [
-        SequenceOutput(0, pack_ids(list(piece.encode()) if isinstance(piece, str) else piece))
+        SequenceOutput(
+            0, pack_ids(list(piece.encode()) if isinstance(piece, str) else piece), queue_s=0.0
+        )
         for piece in pieces
     ]
 
@@ -258,7 +258,7 @@ def _endless(max_tokens: int) -> Script:
     """Words, all requests' n-th step saying the same one, until max_tokens."""
     yield from itertools.islice(itertools.cycle(_WORD_OUTPUTS), max_tokens - 1)
     last = _WORD_OUTPUTS[(max_tokens - 1) % len(_WORD_OUTPUTS)]
-    yield SequenceOutput(0, last.token_ids, finish="length")
+    yield SequenceOutput(0, last.token_ids, finish="length", queue_s=0.0)
 
 
 def _cut(script: list[SequenceOutput], max_tokens: int) -> Script:
@@ -266,7 +266,7 @@ def _cut(script: list[SequenceOutput], max_tokens: int) -> Script:
     budget = 4 * max_tokens  # in bytes of packed ids
     for output in script:
         if len(output.token_ids) > budget:
-            yield SequenceOutput(0, output.token_ids[:budget], finish="length")
+            yield SequenceOutput(0, output.token_ids[:budget], finish="length", queue_s=0.0)
             return
         budget -= len(output.token_ids)
         yield output

@@ -7,6 +7,7 @@ process (the default), a thread (debugging, embedded use) and a fake (tests, `--
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ class EngineHandle(ABC):
     info: EngineInfo | None
     #: The statistics of the last step heard of.
     stats: EngineStats
+    #: Called once a step, before its outputs arrive; must not raise.
+    on_step: Callable[[EngineStats], None] | None = None
 
     @abstractmethod
     async def start(self) -> None:
@@ -58,8 +61,8 @@ class EngineHandle(ABC):
         already) and the engine forgets it before its next step. Synchronous, idempotent."""
 
     @abstractmethod
-    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
-        """One rare request to the engine's loop (`ping`, `check`, `clear_cache`).
+    async def control(self, verb: str, timeout_s: float = 5.0) -> Any:
+        """One rare request to the engine's loop (`ping`, `stats`, `check`, `clear_cache`).
 
         Raises EngineUnavailable when no answer came in time, EngineError when it failed.
         """

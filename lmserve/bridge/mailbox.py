@@ -19,11 +19,11 @@ class Delivery:
 
     token_ids: list[int] = field(default_factory=list)
     num_cached_tokens: int = 0  # of the prompt, as far as known by now
+    queue_s: float | None = None  # waited in the engine, as far as known by now
     finish: str | None = None  # a FinishReason; the last delivery has it set
     stop_token_id: int | None = None
     error: str | None = None
     died: bool = False  # with finish == "error": the engine process itself is gone
-    num_steps: int = 0  # how many steps were merged here
 
 
 class Mailbox:
@@ -34,6 +34,7 @@ class Mailbox:
         "_chunks",
         "_died",
         "_num_cached_tokens",
+        "_queue_s",
         "_terminal",
         "_waiter",
         "finished",
@@ -46,6 +47,7 @@ class Mailbox:
         self.finished = False  # the terminal delivery was put (perhaps not yet read)
         self._chunks: list[bytes] = []  # one a step, decoded by the reader: `put` stays cheap
         self._num_cached_tokens = 0
+        self._queue_s: float | None = None
         self._terminal: SequenceOutput | None = None
         self._died = False
         self._waiter: asyncio.Future[None] | None = None
@@ -59,6 +61,8 @@ class Mailbox:
         self._chunks.append(output.token_ids)
         if output.num_cached_tokens > self._num_cached_tokens:
             self._num_cached_tokens = output.num_cached_tokens
+        if output.queue_s is not None:
+            self._queue_s = output.queue_s
         if output.finish is not None:
             self.finished = True
             self._terminal = output
@@ -100,7 +104,7 @@ class Mailbox:
         delivery = Delivery(
             token_ids=[int.from_bytes(data, "little")] if one else unpack_ids(data),
             num_cached_tokens=self._num_cached_tokens,
-            num_steps=len(chunks),
+            queue_s=self._queue_s,
         )
         if self._terminal is not None:
             delivery.finish = self._terminal.finish

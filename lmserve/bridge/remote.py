@@ -61,6 +61,7 @@ class RemoteEngine(EngineHandle):
         self._state_changed = asyncio.Event()
         self._closing = asyncio.Event()
         self._load_error: str | None = None
+        self._death = ""  # how the last engine ended
         self._channel: ServerChannel | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._restarts = Restarts()
@@ -118,13 +119,13 @@ class RemoteEngine(EngineHandle):
         if self._channel is not None:
             self._channel.send(Abort([mailbox.rid]))
 
-    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
+    async def control(self, verb: str, timeout_s: float = 5.0) -> Any:
         if self._channel is None or self._state not in ("ready", "stuck"):
             raise self._unavailable()
         id = next(self._ids)
         reply: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
         self._replies[id] = reply
-        self._channel.send(Control(id, verb, args))
+        self._channel.send(Control(id, verb))
         try:
             answer = await asyncio.wait_for(reply, timeout_s)
         except TimeoutError:
@@ -201,7 +202,7 @@ class RemoteEngine(EngineHandle):
 
     def _lost(self) -> None:
         """The channel is gone, and with it all that was told to this engine."""
-        self.info = None
+        self.info, self.stats = None, EngineStats()
         if self._state in ("ready", "stuck"):
             self._set_state("restarting", f"the {self.NOUN} died")
         self._end_all(
@@ -216,13 +217,14 @@ class RemoteEngine(EngineHandle):
             )
             return False
         logger.error("the %s died: %s", self.NOUN, self._load_error or how)
-        pause_s = self._restarts.died(asyncio.get_running_loop().time())
+        pause_s = self._restarts.died()
         if not self._settings.restart or pause_s is None:
             times = "" if pause_s is not None else " again and again"
             self._set_state("failed", f"the {self.NOUN} died{times}: {self._load_error or how}")
             logger.critical("%s; it is not started again", self._reason)
             return False
-        self._set_state("restarting", f"the {self.NOUN} died ({self._load_error or how})")
+        self._death = f"the {self.NOUN} died ({self._load_error or how})"
+        self._set_state("restarting", self._death)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), pause_s)
         return True
@@ -264,15 +266,17 @@ class RemoteEngine(EngineHandle):
                 self._on_rare(message)
 
     def _on_step(self, step: StepOutput) -> None:
+        self.stats = step.stats
+        self._restarts.worked()
+        if self.on_step is not None:
+            self.on_step(step.stats)
         mailboxes = self._mailboxes
         for output in step.outputs:
             mailbox = mailboxes.get(output.rid)
             if mailbox is not None:
-                mailbox.put(output)
-                if output.finish is not None:
+                if output.finish is not None:  # before `put`: its listener may abort any of them
                     del mailboxes[output.rid]
-        self.stats = step.stats
-        self._restarts.worked()
+                mailbox.put(output)
 
     def _on_rare(self, message: Loading | Ready | LoadFailed | ControlReply) -> None:
         match message:
@@ -282,15 +286,19 @@ class RemoteEngine(EngineHandle):
                 reply = self._replies.get(message.id)
                 if reply is not None and not reply.done():
                     reply.set_result(message)
-            case Loading() if self._state == "loading":
-                self._set_state("loading", message.stage)
+            case Loading():
+                self._on_loading(message.stage)
             case Ready():
                 self.info, self.stats = message.info, EngineStats()
                 self._set_state("ready", "ready")
             case LoadFailed():
                 self._load_error = message.message
-            case _:
-                pass
+
+    def _on_loading(self, stage: str) -> None:
+        if self._state == "loading":
+            self._set_state("loading", stage)
+        elif self._state == "restarting":
+            self._set_state("restarting", f"{self._death}; the next is {stage}")
 
     # --- the pulse ---
 
@@ -300,13 +308,14 @@ class RemoteEngine(EngineHandle):
             self.stats = EngineStats(**reply.value)
 
     def _beat(self) -> None:
-        """Once a pulse: asks a silent engine whether it lives, and notices when it does not.
+        """Once a pulse: asks a silent engine whether it lives, and notices when it does not:
+        it is stuck, then given up.
 
         Beats are counted besides seconds, so that a server whose own loop was held up does
         not call the engine stuck before it has read the answer."""
         loop = asyncio.get_running_loop()
         self._beat_timer = loop.call_later(self._pulse_s, self._beat)
-        if self._state != "ready" or self._channel is None:
+        if self._state not in ("ready", "stuck") or self._channel is None:
             return
         silent_s = self._silent_s()
         if silent_s < self._pulse_s / 2:
@@ -314,7 +323,12 @@ class RemoteEngine(EngineHandle):
         if not self._unheard_beats:
             self._channel.send(Control(PULSE_ID, "stats"))
         self._unheard_beats += 1
-        if silent_s > self._settings.stuck_after_s and self._unheard_beats > 2:
+        if self._unheard_beats <= 2:
+            return
+        if silent_s > self._settings.kill_after_s:
+            logger.error("the engine has not answered for %.0f s and is given up", silent_s)
+            self._channel.close()  # as if it had died
+        elif self._state == "ready" and silent_s > self._settings.stuck_after_s:
             self._set_state("stuck", "the engine does not answer")
             logger.warning("the engine has not answered for %.1f s", silent_s)
 

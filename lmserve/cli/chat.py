@@ -11,7 +11,15 @@ import click
 from lmserve.cli.logs import set_up_logging
 from lmserve.cli.loop import LoopThread
 from lmserve.cli.options import load_options, sampling_options, setting_options
-from lmserve.cli.talk import Message, Talker, conversation, open_talker, sampling_of, user
+from lmserve.cli.talk import (
+    Message,
+    Talker,
+    conversation,
+    open_talker,
+    sampling_of,
+    user,
+    with_model_ready,
+)
 from lmserve.errors import LmserveError
 
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
@@ -26,10 +34,11 @@ def chat(model: str | None, system: str | None, **options: Any) -> None:
     sampling = sampling_of(options)
     loaded = load_options(options, model)
     set_up_logging(loaded, quiet=True)
+    settings = with_model_ready(loaded.settings)
     with LoopThread() as loop:
         stack = AsyncExitStack()
         try:
-            talker = loop.call(stack.enter_async_context(open_talker(loaded.settings)))
+            talker = loop.call(stack.enter_async_context(open_talker(settings)))
             Chat(loop, talker, sampling, system).talk()
         finally:
             loop.call(stack.aclose())

@@ -24,6 +24,7 @@ class LoopThread:
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._clean_up(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -39,14 +40,28 @@ class LoopThread:
             task.add_done_callback(lambda done: _copy(done, future))
             tasks.append(task)
 
-        self._loop.call_soon_threadsafe(begin)
+        def stop() -> None:
+            if not tasks:  # interrupted before it was told to begin
+                begin()
+            tasks[0].cancel()
+
         try:
+            self._loop.call_soon_threadsafe(begin)
             return future.result()
         except KeyboardInterrupt:
-            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            self._loop.call_soon_threadsafe(stop)
             with suppress(CancelledError):
                 future.result()
             raise
+
+    async def _clean_up(self) -> None:
+        """What `asyncio.run` does at its end."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()
 
 
 def _copy(task: asyncio.Task[T], future: Future[T]) -> None:

@@ -36,6 +36,8 @@ class RemoteTalker:
                         yield text
         except aiohttp.ClientError as error:
             raise EngineError(f"{self._base}: the connection was lost: {error}") from None
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise EngineError(f"{self._base} sent no OpenAI-style event: {error}") from None
 
 
 @asynccontextmanager
@@ -59,20 +61,21 @@ async def _first_model(http: aiohttp.ClientSession, base: str) -> str:
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The JSON of each SSE event, up to `[DONE]`."""
+    """The JSON of each SSE event, up to `[DONE]`, which ends every whole answer."""
     async for line in response.content:
         if line.startswith(b"data:"):
             data = line[5:].strip()
             if data == b"[DONE]":
                 return
             yield orjson.loads(data)
+    raise EngineError("the server broke off: its answer may not be complete")
 
 
 def _text_of(data: dict[str, Any]) -> str:
     if error := data.get("error"):
         raise EngineError(_message_of(error))
     choices = data.get("choices") or [{}]
-    return choices[0].get("delta", {}).get("content") or ""
+    return (choices[0].get("delta") or {}).get("content") or ""
 
 
 async def _refuse_failure(response: aiohttp.ClientResponse) -> None:

@@ -11,7 +11,14 @@ import click
 
 from lmserve.cli.logs import set_up_logging
 from lmserve.cli.options import load_options, sampling_options, setting_options
-from lmserve.cli.talk import Message, conversation, open_talker, sampling_of, user
+from lmserve.cli.talk import (
+    Message,
+    conversation,
+    open_talker,
+    sampling_of,
+    user,
+    with_model_ready,
+)
 from lmserve.settings import Settings
 
 
@@ -28,7 +35,7 @@ def run(prompt: str, model: str | None, system: str | None, **options: Any) -> N
     if prompt == "-":
         prompt = sys.stdin.read()
     messages = [*conversation(system), user(prompt)]
-    asyncio.run(_answer(loaded.settings, messages, sampling))
+    asyncio.run(_answer(with_model_ready(loaded.settings), messages, sampling))
 
 
 async def _answer(settings: Settings, messages: list[Message], sampling: dict[str, Any]) -> None:

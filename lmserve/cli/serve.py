@@ -32,6 +32,7 @@ def api_server(model: str | None, tp: int, **options: Any) -> None:
     loaded = load_options(options, model)
     set_up_logging(loaded)
     from lmserve.cli.local import with_model_found
-    from lmserve.server.lifecycle import serve as serve_until_stopped
+    from lmserve.server import lifecycle
 
-    serve_until_stopped(with_model_found(loaded.settings), click.echo)
+    lifecycle.bind(loaded.settings.server).close()  # refused before anything is fetched
+    lifecycle.serve(with_model_found(loaded.settings), click.echo)

@@ -27,13 +27,24 @@ class Talker(Protocol):
 
 
 def open_talker(settings: Settings) -> AbstractAsyncContextManager[Talker]:
-    """`settings.engine.model` names a model, or the http(s) URL of a server."""
+    """`settings.engine.model` is a model's path, or the http(s) URL of a server."""
     model = settings.engine.model
     if model is not None and is_url(model):
         from lmserve.cli.remote import open_remote
 
         return open_remote(model, settings.server.model_name)
     return open_local(settings)
+
+
+def with_model_ready(settings: Settings) -> Settings:
+    """What `open_talker` takes: a model of this machine is found, and fetched if need be. Called
+    where no loop runs, so that Ctrl-C ends it."""
+    model = settings.engine.model
+    if model is not None and is_url(model):
+        return settings
+    from lmserve.cli.local import with_model_found
+
+    return with_model_found(settings)
 
 
 def is_url(model: str) -> bool:
@@ -58,9 +69,8 @@ class LocalTalker:
 
 @asynccontextmanager
 async def open_local(settings: Settings) -> AsyncIterator[Talker]:
-    from lmserve.cli.local import local_service, with_model_found
+    from lmserve.cli.local import local_service
 
-    settings = with_model_found(settings)
     async with local_service(settings) as service:
         yield LocalTalker(service, settings.server.model_name or "mock")
 

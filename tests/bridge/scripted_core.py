@@ -79,10 +79,10 @@ class ScriptedCore:
             dtype="none",
             device="none",
             attention="none",
-            weights=os.environ.get("OMP_NUM_THREADS", ""),
+            weights=os.environ.get("GOMP_SPINCOUNT", ""),
             deterministic=True,
             pid=os.getpid(),
-            tokenizer_file="",
+            tokenizer_file=os.environ.get("SCRIPTED_TOKENIZER", ""),
             chat_template=None,
             bos_token=None,
             eos_token=None,
@@ -108,7 +108,7 @@ class ScriptedCore:
             case "stats":
                 return ControlReply(control.id, msgspec.structs.asdict(self._stats))
             case "check":
-                return ControlReply(control.id, {"live": len(self._live), **control.args})
+                return ControlReply(control.id, {"live": len(self._live)})
             case _:
                 return ControlReply(control.id, error=f"unknown control verb {control.verb!r}")
 

@@ -122,14 +122,49 @@ async def test_closing_a_stuck_engine_kills_it(child: Bench) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-async def test_close_and_signals_leave_no_process(child: Bench, how: signal.Signals) -> None:
+async def test_signals_to_stop_are_the_servers_and_close_leaves_no_process(
+    child: Bench, how: signal.Signals
+) -> None:
     pid = child.pid
     os.kill(pid, how)
-    if how == signal.SIGINT:  # Ctrl-C is the server's
-        assert await child.engine.control("ping") == "pong"
-        assert child.pid == pid
+    assert await child.engine.control("ping") == "pong"
+    assert child.pid == pid
     await child.engine.close()
     assert gone(pid)
+
+
+async def test_an_engine_silent_too_long_is_killed_and_replaced(
+    make_bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench("child", stuck_after_s=0.2, kill_after_s=0.8)
+    await bench.engine.start()
+    await bench.engine.wait_ready()
+    silent = bench.pid
+    mailbox = bench.ask(1, max_tokens=bench.FOREVER)
+    await mailbox.get()
+    assert bench.engine.stats.num_running == 1
+    with caplog.at_level(logging.ERROR):
+        os.kill(silent, signal.SIGSTOP)
+        assert (await bench.read(mailbox))[1].died
+        assert bench.engine.stats.num_running == 0
+        await bench.engine.wait_ready()
+    assert "given up" in caplog.text
+    assert gone(silent)
+    assert (await bench.read(bench.ask(5, max_tokens=3)))[0] == [5, 6, 7]
+
+
+async def test_restarting_tells_how_far_it_is(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench("child")
+    await bench.engine.start()
+    await bench.engine.wait_ready()
+    os.kill(bench.pid, signal.SIGKILL)
+    reasons = []
+    while not bench.engine.health().ok or not reasons:
+        await bench.engine.changed()
+        if bench.engine.health().state == "restarting":
+            reasons.append(bench.engine.health().reason)
+    assert "the engine process died (killed by SIGKILL)" in reasons
+    assert "the engine process died (killed by SIGKILL); the next is reading the model" in reasons
 
 
 @pytest.mark.parametrize(
@@ -189,13 +224,20 @@ async def test_restarting_can_be_turned_off(make_bench: Callable[..., Bench]) ->
         await bench.engine.wait_ready()
 
 
-async def test_the_thread_count_reaches_the_child(
-    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("chosen", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")],
+)
+async def test_waiting_threads_spin_briefly_unless_told_otherwise(
+    make_bench: Callable[..., Bench],
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: dict[str, str],
+    spins: str,
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    own = make_bench("child")
-    await own.engine.start()
-    assert (await own.engine.wait_ready()).weights == "7"
-    told = make_bench("child", threads=3)
-    await told.engine.start()
-    assert (await told.engine.wait_ready()).weights == "3"
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    bench = make_bench("child")
+    await bench.engine.start()
+    assert (await bench.engine.wait_ready()).weights == spins

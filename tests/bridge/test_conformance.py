@@ -88,7 +88,7 @@ async def test_a_slow_reader_finds_steps_merged(bench: Bench) -> None:
     await bench.read(after)
     delivery = await slow.get()
     assert delivery.finish == "length"
-    assert len(delivery.token_ids) == delivery.num_steps == 50
+    assert len(delivery.token_ids) == 50
 
 
 async def test_many_at_once_keep_apart(bench: Bench) -> None:
@@ -138,6 +138,46 @@ async def test_close_ends_open_mailboxes(bench: Bench) -> None:
     with pytest.raises(EngineUnavailable):
         await bench.engine.wait_ready()
     await bench.engine.close()
+
+
+async def test_an_abort_from_inside_a_listener_harms_no_neighbour(bench: Bench) -> None:
+    before, stopped, ended, after = [
+        bench.ask(i, max_tokens=max_tokens) for i, max_tokens in enumerate((30, 10**9, 5, 30), 1)
+    ]
+    heard = 0
+
+    def on_stopped() -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 3:
+            for mailbox in (stopped, ended):  # itself, and one with an output in this step
+                bench.engine.abort(mailbox)
+
+    stopped.listener = on_stopped
+    for mailbox in (before, after):
+        token_ids, last = await bench.read(mailbox)
+        assert (len(token_ids), last.finish) == (30, "length")
+    assert stopped.take().finish == "abort"
+    assert (await bench.read(ended))[1].finish in ("abort", "length")
+
+
+async def test_a_listener_may_abort_in_its_last_step(bench: Bench) -> None:
+    ending, neighbour = bench.ask(1, max_tokens=2), bench.ask(2, max_tokens=30)
+    ending.listener = lambda: bench.engine.abort(ending) if ending.finished else None
+    assert len((await bench.read(neighbour))[0]) == 30
+    assert ending.take().finish == "length"
+
+
+async def test_each_step_is_told_before_its_outputs(bench: Bench) -> None:
+    told: list[int] = []
+    seen: list[tuple[int, int]] = []
+    bench.engine.on_step = lambda stats: told.append(stats.steps)
+    mailbox = bench.ask(1, max_tokens=4)
+    mailbox.listener = lambda: seen.append((told[-1], bench.engine.stats.steps))
+    await bench.read(bench.ask(1, max_tokens=6))
+    assert len(seen) == 4
+    assert all(step == now for step, now in seen)
+    assert told == sorted(set(told))
 
 
 @pytest.fixture(params=["child", "thread", "fake"])

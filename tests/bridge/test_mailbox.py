@@ -10,20 +10,23 @@ from lmserve.bridge.mailbox import Mailbox
 from lmserve.messages import SequenceOutput, pack_ids
 
 
-def said(*ids: int, cached: int = 0, finish: str | None = None) -> SequenceOutput:
-    return SequenceOutput(1, pack_ids(ids), cached, finish)
+def said(
+    *ids: int, cached: int = 0, finish: str | None = None, queue_s: float | None = None
+) -> SequenceOutput:
+    return SequenceOutput(1, pack_ids(ids), cached, finish, queue_s=queue_s)
 
 
 async def test_steps_merge_until_read() -> None:
     mailbox = Mailbox(1)
-    mailbox.put(said(1, cached=8))
+    mailbox.put(said(1, cached=8, queue_s=0.5))
     mailbox.put(said(2, 3))
     delivery = await mailbox.get()
-    assert (delivery.token_ids, delivery.num_steps, delivery.finish) == ([1, 2, 3], 2, None)
-    assert delivery.num_cached_tokens == 8
+    assert (delivery.token_ids, delivery.finish) == ([1, 2, 3], None)
+    assert (delivery.num_cached_tokens, delivery.queue_s) == (8, 0.5)
     mailbox.put(said(4, finish="length"))
     delivery = await mailbox.get()
     assert (delivery.token_ids, delivery.finish, delivery.num_cached_tokens) == ([4], "length", 8)
+    assert delivery.queue_s == 0.5
 
 
 async def test_nothing_comes_after_the_end() -> None:

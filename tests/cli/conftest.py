@@ -22,6 +22,7 @@ class OpenAIServer:
         self.failure: web.Response | None = None
         self.error_event: bytes | None = None  # sent after the words
         self.hangs = False  # after the words
+        self.breaks_off = False  # after the words
         self.left = asyncio.Event()  # a client left while it hung
 
     async def models(self, _: web.Request) -> web.Response:
@@ -41,6 +42,8 @@ class OpenAIServer:
                 await asyncio.Event().wait()
             finally:
                 self.left.set()
+        if self.breaks_off:
+            return response
         if self.error_event is not None:
             await response.write(b"data: " + self.error_event + b"\n\n")
         await response.write(b": a comment\n\ndata: [DONE]\n\n")

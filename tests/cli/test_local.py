@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
@@ -43,6 +45,44 @@ async def test_an_unknown_model_is_one_line(tmp_path: Path):
     code, out, err = await type_in("serve", "api_server", str(tmp_path / "absent"))
     assert (code, out) == (1, "")
     assert err.startswith("Error: no such model: ") and err.count("\n") == 1
+
+
+async def test_a_port_in_use_is_told_before_the_model_is_looked_for(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        absent = str(tmp_path / "absent")
+        code, _, err = await type_in("serve", "api_server", absent, "--server-port", port)
+    assert code == 1
+    assert err.startswith(f"Error: port {port} of 127.0.0.1 is in use") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("run", "Hello"), ("chat",)])
+async def test_ctrl_c_ends_the_fetching_of_a_model(command: tuple[str, ...], tmp_path: Path):
+    pip = tmp_path / "pip"  # one that never comes to an end
+    pip.mkdir()
+    (pip / "__init__.py").touch()
+    (pip / "__main__.py").write_text(
+        "import signal\nprint('fetching', flush=True)\nsignal.pause()\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lmserve", *command, "--cache-dir", str(tmp_path)),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        while await process.stderr.readline() != b"fetching\n":
+            assert process.returncode is None
+        process.send_signal(signal.SIGINT)
+        out, err = await process.communicate()
+        assert (process.returncode, out, err) == (130, b"", b"")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_chat_answers_each_line():

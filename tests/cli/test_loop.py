@@ -44,3 +44,32 @@ def test_ctrl_c_cancels_and_waits_for_the_clean_up():
             loop.call(endless())
         assert told == ["cleaned up"]
         assert loop.call(double(1)) == 2  # and the loop goes on
+
+
+def test_the_end_cancels_tasks_and_closes_generators():
+    told: list[str] = []
+
+    async def words():
+        try:
+            yield "one"
+        finally:
+            told.append("generator")
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            told.append("task")
+
+    generator = words()
+
+    async def begin() -> asyncio.Task[None]:
+        assert await anext(generator) == "one"
+        task = asyncio.create_task(forever())
+        await asyncio.sleep(0)
+        return task
+
+    with LoopThread() as loop:
+        task = loop.call(begin())
+    assert told == ["task", "generator"]
+    assert task.cancelled()

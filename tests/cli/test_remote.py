@@ -77,6 +77,27 @@ async def test_an_error_in_the_stream_is_told_after_the_words(openai_server: Any
     assert (code, out, err) == (1, "Hello.", "Error: the engine died\n")
 
 
+async def test_a_stream_that_breaks_off_is_not_a_whole_answer(openai_server: Any):
+    openai_server.breaks_off = True
+    code, out, err = await type_in("run", "Hi", "-m", openai_server.url)
+    assert (code, out) == (1, "Hello.")
+    assert err == "Error: the server broke off: its answer may not be complete\n"
+
+
+@pytest.mark.parametrize("event", [b"{broken", b"[1]", b'{"choices": [3]}', b'{"choices": 3}'])
+async def test_nonsense_in_the_stream_is_one_line(openai_server: Any, event: bytes):
+    openai_server.error_event = event
+    code, out, err = await type_in("run", "Hi", "-m", openai_server.url)
+    assert (code, out) == (1, "Hello.")
+    assert "sent no OpenAI-style event" in err and err.count("\n") == 1
+
+
+async def test_an_event_without_words_is_passed_over(openai_server: Any):
+    openai_server.error_event = b'{"choices": [{"index": 0, "delta": null}]}'
+    code, out, _ = await type_in("run", "Hi", "-m", openai_server.url)
+    assert (code, out) == (0, "Hello.\n")
+
+
 async def test_no_server_is_one_line(unused_tcp_port: int):
     code, _, err = await type_in("run", "Hi", "-m", f"http://127.0.0.1:{unused_tcp_port}")
     assert code == 1
