@@ -35,6 +35,8 @@ class GenerateRequest:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    # `prompt`, `max_tokens` or `min_tokens` to the client's name of it, where it has another
+    params: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

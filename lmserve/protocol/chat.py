@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
-from lmserve.errors import InvalidField
 from lmserve.protocol.common import UNSERVED, SamplingFields, UsageInfo
 from lmserve.types import FinishReason, GenerateRequest
 
@@ -23,7 +23,9 @@ class ContentPart(Struct, kw_only=True):
 class ChatMessage(Struct, kw_only=True):
     """One message of a conversation."""
 
-    role: Annotated[Role, Meta(description="Who speaks; `developer` is read as `system`.")]
+    role: Annotated[
+        Role, Meta(description="Who speaks; `developer` is `system` to models without that role.")
+    ]
     content: Annotated[
         str | list[ContentPart] | None,
         Meta(description="The text, or its parts; null only from an assistant that called tools."),
@@ -101,51 +103,30 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     ] = None
 
     def to_generate(self) -> GenerateRequest:
-        limit = self.max_completion_tokens
-        common = self.sampling() | {"max_tokens": self.max_tokens if limit is None else limit}
+        common = self.sampling() | {"max_tokens": self.max_tokens}
+        if self.max_completion_tokens is not None:
+            common["max_tokens"] = self.max_completion_tokens
+            common["params"]["max_tokens"] = "max_completion_tokens"
         if isinstance(self.messages, str):
+            common["params"]["prompt"] = "messages"
             return GenerateRequest(text=self.messages, **common)
-        if not self.messages:
-            raise InvalidField("messages is empty: send at least one message", param="messages")
         return GenerateRequest(
-            messages=[template_message(i, message) for i, message in enumerate(self.messages)],
+            messages=[_plain_message(message) for message in self.messages],
             chat_template_kwargs=self.chat_template_kwargs or {},
             **common,
         )
 
 
-def template_message(index: int, message: ChatMessage) -> dict[str, Any]:
-    """The message as chat templates read it: content is always text."""
-    rendered: dict[str, Any] = {
-        "role": "system" if message.role == "developer" else message.role,
-        "content": _text(f"messages[{index}].content", message),
-    }
-    for name in ("name", "tool_calls", "tool_call_id"):
-        value = getattr(message, name)
-        if value is not None:
-            rendered[name] = value
-    return rendered
+def _plain_message(message: ChatMessage) -> dict[str, Any]:
+    """As it was sent, without what was null; `lmserve.text.chat` makes it fit the template."""
+    plain = _given(message)
+    if isinstance(message.content, list):
+        plain["content"] = [_given(part) for part in message.content]
+    return plain
 
 
-def _text(param: str, message: ChatMessage) -> str:
-    content = message.content
-    if isinstance(content, str):
-        return content
-    if content is None:
-        if message.role != "assistant":
-            raise InvalidField(f"{param} is required for role {message.role}", param=param)
-        return ""
-    texts = []
-    for i, part in enumerate(content):
-        if part.type != "text":
-            raise InvalidField(
-                f"{param}[{i}].type {part.type[:40]!r} is not supported: this model reads text",
-                param=f"{param}[{i}].type",
-            )
-        if part.text is None:
-            raise InvalidField(f"{param}[{i}].text is required", param=f"{param}[{i}].text")
-        texts.append(part.text)
-    return "\n".join(texts)
+def _given(struct: Struct) -> dict[str, Any]:
+    return {k: value for k, value in msgspec.structs.asdict(struct).items() if value is not None}
 
 
 class ChatAnswer(Struct, kw_only=True):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from lmserve.errors import InvalidField
 from lmserve.types import Usage
 
 UNSERVED = "unserved"
@@ -131,6 +132,12 @@ class SamplingFields(Struct, kw_only=True):
 
     def sampling(self) -> dict[str, Any]:
         """The keyword arguments of `GenerateRequest` that these fields fill."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidField(
+                "stream_options goes only with stream: send stream true, or leave it out",
+                param="stream_options",
+            )
+        renamed = self.min_tokens is None and self.min_new_tokens is not None
         return {
             "model": self.model,
             "temperature": self.temperature,
@@ -141,11 +148,12 @@ class SamplingFields(Struct, kw_only=True):
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "seed": self.seed,
-            "min_tokens": self.min_new_tokens if self.min_tokens is None else self.min_tokens,
+            "min_tokens": self.min_new_tokens if renamed else self.min_tokens,
             "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
             "ignore_eos": bool(self.ignore_eos),
             "skip_special_tokens": self.skip_special_tokens is not False,
+            "params": {"min_tokens": "min_new_tokens"} if renamed else {},
         }
 
 

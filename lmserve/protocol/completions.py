@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -53,8 +54,14 @@ class CompletionRequest(SamplingFields, kw_only=True):
                 f"prompt holds {num_prompts} prompts, more than {MAX_PROMPTS}: send several calls",
                 param="prompt",
             )
-        return [GenerateRequest(text=text, **common) for text in texts] + [
+        requests = [GenerateRequest(text=text, **common) for text in texts] + [
             GenerateRequest(token_ids=ids, **common) for ids in prompts_ids
+        ]
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return requests
+        return [
+            replace(request, params=request.params | {"prompt": f"prompt[{index}]"})
+            for index, request in enumerate(requests)
         ]
 
     def _prompts(self) -> tuple[list[str], list[list[int]]]:

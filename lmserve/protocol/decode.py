@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ from lmserve.errors import InvalidField, RequestError
 from lmserve.protocol.common import UNSERVED
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_CHECKED_BYTES = 64 * 1024  # looking for keys that come twice holds up everybody else
+MAX_UNKNOWN = 100  # names told of one body
 
 #: A JSON string, and the colon that makes it a key.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
@@ -35,23 +39,21 @@ _KINDS = {
 
 
 def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
-    """The request in `body`, and the names of its top-level fields that nobody knows.
+    """The request in `body`, and the names of its fields that nobody knows, as `messages.foo`.
 
     Raises RequestError or InvalidField, which says where and what was expected.
     """
     parsed = parse_object(body)
-    known = _known(kind)
-    unknown = [name for name in parsed if name not in known]
     try:
         request = msgspec.convert(parsed, kind, strict=True)
     except msgspec.ValidationError as error:
         raise _invalid(error, kind) from None
     refuse_unserved(request)
-    return request, unknown
+    return request, _unknown(parsed, kind)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`: UTF-8 without a BOM, no NaN, no key twice."""
+    """The JSON object in `body`: UTF-8 without a BOM, no NaN; no key twice in a short one."""
     if not body.strip():
         raise RequestError("the body is empty: send a JSON object")
     try:
@@ -60,7 +62,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise RequestError(f"the body is not valid JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise RequestError(f"the body must be a JSON object, not {_kind_of(parsed)}")
-    if _num_keys(parsed) != sum(map(bool, _STRING.findall(body))):
+    if len(body) <= MAX_CHECKED_BYTES and _num_keys(parsed) != _num_keys_written(body):
         raise _duplicate(body)
     return parsed
 
@@ -74,9 +76,46 @@ def refuse_unserved(request: msgspec.Struct) -> None:
         raise InvalidField(f"{name} is not supported yet: leave it out", param=name)
 
 
+def _unknown(parsed: dict[str, Any], kind: type[msgspec.Struct]) -> list[str]:
+    found: dict[str, None] = {}  # a set that keeps its order
+    for name in _walk(parsed, kind, ""):
+        found[name] = None
+        if len(found) == MAX_UNKNOWN:
+            break
+    return list(found)
+
+
+def _walk(parsed: dict[str, Any], kind: type[msgspec.Struct], path: str) -> Iterator[str]:
+    known = _known(kind)
+    for name, value in parsed.items():
+        if name not in known:
+            yield path + name
+        elif (inner := known[name]) is not None:
+            for item in value if isinstance(value, list) else (value,):
+                if isinstance(item, dict):
+                    yield from _walk(item, inner, f"{path}{name}.")
+
+
 @lru_cache
-def _known(kind: type[msgspec.Struct]) -> frozenset[str]:
-    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+def _known(kind: type[msgspec.Struct]) -> dict[str, type[msgspec.Struct] | None]:
+    """Field name to the struct that the field holds, by itself or in a list."""
+    info = msgspec.inspect.type_info(kind)
+    assert isinstance(info, msgspec.inspect.StructType)
+    return {field.encode_name: _struct_in(field.type) for field in info.fields}
+
+
+def _struct_in(held: msgspec.inspect.Type) -> type[msgspec.Struct] | None:
+    match held:
+        case msgspec.inspect.StructType():
+            return held.cls
+        case msgspec.inspect.Metadata():
+            return _struct_in(held.type)
+        case msgspec.inspect.ListType():
+            return _struct_in(held.item_type)
+        case msgspec.inspect.UnionType():
+            return next(filter(None, map(_struct_in, held.types)), None)
+        case _:
+            return None
 
 
 @lru_cache
@@ -103,6 +142,10 @@ def _num_keys(value: Any) -> int:
         elif type(item) is list:
             stack.extend(item)
     return total
+
+
+def _num_keys_written(body: bytes) -> int:
+    return sum(map(bool, _STRING.findall(body)))
 
 
 def _duplicate(body: bytes) -> RequestError:

@@ -13,6 +13,7 @@ from lmserve.protocol import openapi
 from lmserve.server import keys, middlewares
 from lmserve.server.routes.pages import PAGES, pages
 from lmserve.server.routes.table import TABLE
+from lmserve.service.admission import BodyBytes
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
 from lmserve.settings import Settings
@@ -28,6 +29,7 @@ def build_app(settings: Settings, handle: EngineHandle) -> web.Application:
     app[keys.HANDLE] = handle
     app[keys.METRICS] = metrics = Metrics(handle, settings)
     app[keys.SERVICE] = Service(handle, settings, metrics)
+    app[keys.BODY_BYTES] = BodyBytes()
     app[keys.OPENAPI] = orjson.dumps(
         openapi.document(((r.method, r.path, r.operation) for r in TABLE), __version__)
     )

@@ -4,53 +4,68 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
 
-from lmserve.errors import BodyTooLarge, RequestError
+from lmserve.errors import BodyTooLarge, Overloaded, RequestError
 from lmserve.protocol.decode import decode
-from lmserve.server.keys import METRICS
+from lmserve.server.keys import BODY_BYTES, METRICS
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 READ_TIMEOUT_S = 60.0  # a body that has not arrived by then is given up
-OFF_LOOP_BYTES = 256 * 1024  # larger bodies are decoded in a thread: other streams go on
+OFF_LOOP_BYTES = 32 * 1024  # larger bodies are decoded in a thread: other streams go on
 
 logger = logging.getLogger(__name__)
 
 
-async def read(request: web.Request, kind: type[T]) -> T:
-    """The request's body as `kind`. Fields nobody knows are counted, and logged once a name."""
-    body = await _read_bytes(request)
-    if len(body) > OFF_LOOP_BYTES:
-        decoded, unknown = await asyncio.to_thread(decode, body, kind)
-    else:
-        decoded, unknown = decode(body, kind)
-    for name in unknown:
-        if request.app[METRICS].unknown_field(name):
-            logger.warning("ignoring the unknown field %r", name[:64])
-    return decoded
+@asynccontextmanager
+async def reading(request: web.Request, kind: type[T]) -> AsyncIterator[T]:
+    """The request's body as `kind`. Its bytes count among those held until this is left: do it
+    when the request runs. Fields nobody knows are counted, and logged once a name."""
+    app = request.app
+    with app[BODY_BYTES].counting() as count:
+        try:
+            body = await _read_bytes(request, count)
+        except Overloaded:
+            app[METRICS].rejected("bytes")
+            raise
+        if len(body) > OFF_LOOP_BYTES:
+            decoded, unknown = await asyncio.to_thread(decode, body, kind)
+        else:
+            decoded, unknown = decode(body, kind)
+        for name in unknown:
+            if app[METRICS].unknown_field(name):
+                logger.warning("ignoring the unknown field %r", name[:64])
+        yield decoded
 
 
-async def _read_bytes(request: web.Request) -> bytes:
+async def _read_bytes(request: web.Request, count: Callable[[int], None]) -> bytes:
     limit = request.client_max_size
-    if "Content-Encoding" in request.headers:  # the runner does not decompress either
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding.strip().lower() != "identity":  # the runner does not decompress either
         raise RequestError("compressed bodies are not read: send it without Content-Encoding")
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
+    body = bytearray()
     try:
         async with asyncio.timeout(READ_TIMEOUT_S):
-            return await request.read()
+            async for part in request.content.iter_any():
+                count(len(part))
+                body += part
+                if len(body) > limit:
+                    raise _too_large(limit)
     except TimeoutError:
         raise RequestError(
             f"the body did not arrive within {READ_TIMEOUT_S:.0f} s: send it faster"
         ) from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(limit) from None
     except web.RequestPayloadError:
         raise RequestError("the body is cut short or badly framed: send it again") from None
+    return bytes(body)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from lmserve.bridge.handle import EngineHandle
+from lmserve.service.admission import BodyBytes
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
 from lmserve.settings import Settings
@@ -13,4 +14,5 @@ SETTINGS = web.AppKey("settings", Settings)
 HANDLE = web.AppKey("handle", EngineHandle)
 SERVICE = web.AppKey("service", Service)
 METRICS = web.AppKey("metrics", Metrics)
+BODY_BYTES = web.AppKey("body_bytes", BodyBytes)
 OPENAPI = web.AppKey("openapi", bytes)

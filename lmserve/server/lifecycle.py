@@ -29,10 +29,12 @@ from lmserve.bridge.select import make_handle
 from lmserve.errors import SetupError
 from lmserve.messages import EngineInfo
 from lmserve.server.app import build_app
+from lmserve.server.banner import ready_lines
 from lmserve.server.keys import HANDLE, SERVICE
 from lmserve.service.generate import Service
 from lmserve.settings import ServerSettings, Settings
 
+BACKLOG = 1024  # connections that wait to be accepted: as many as may ask at once
 HANDLER_GRACE_S = 5.0  # after the drain, handlers get this long to write their last bytes
 
 
@@ -67,7 +69,8 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
                 info = ready.result()
                 gc.collect()
                 gc.freeze()  # what start-up made lives on: full collections need not walk it
-                announce(f"ready after {time.monotonic() - began:.1f} s: {info.model_path}")
+                name, load_s = settings.server.model_name, time.monotonic() - began
+                announce(ready_lines(server.url, name, info, load_s))
                 await stop
         finally:
             for task in (ready, stop):
@@ -116,7 +119,7 @@ async def running_server(
         )
         try:
             await runner.setup()
-            await web.SockSite(runner, listener).start()
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
             yield Server(url_of(listener), app[HANDLE], app[SERVICE])
         finally:
             await runner.cleanup()

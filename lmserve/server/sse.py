@@ -1,4 +1,4 @@
-"""Server-sent events: one response, one writer, one write a step."""
+"""Answers on their way out. Server-sent events: one response, one writer, one write a step."""
 
 from __future__ import annotations
 
@@ -84,10 +84,27 @@ class EventStream:
         self._timer = self._loop.call_later(wait_s, self._look)
 
     def _drop(self) -> None:
-        logger.warning("dropping a client that read nothing for %.0f s", self._write_timeout_s)
-        transport = self._request.transport
-        if transport is not None:
-            transport.abort()
+        drop(self._request, self._write_timeout_s)
+
+
+async def send_whole(
+    request: web.Request, response: web.Response, write_timeout_s: float
+) -> web.Response:
+    """Sends a response at once, to a client that takes it in time."""
+    try:
+        async with asyncio.timeout(write_timeout_s):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        drop(request, write_timeout_s)
+    return response
+
+
+def drop(request: web.Request, write_timeout_s: float) -> None:
+    """Ends the connection; a handler that still runs is cancelled."""
+    logger.warning("dropping a client that read nothing for %.0f s", write_timeout_s)
+    if request.transport is not None:
+        request.transport.abort()
 
 
 async def send(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
+
 from lmserve.errors import Overloaded
+
+MAX_BODY_BYTES = 64 * 2**20  # being read, decoded and tokenised
 
 
 class Admission:
@@ -37,12 +44,13 @@ class Admission:
 class Ticket:
     """One request's place, held until `release`."""
 
-    __slots__ = ("_admission", "_num_tokens", "_released")
+    __slots__ = ("_admission", "_num_tokens", "_released", "job")
 
     def __init__(self, admission: Admission):
         self._admission = admission
         self._num_tokens = 0
         self._released = False
+        self.job: Future[Any] | None = None  # its work in a thread, which nobody can stop
 
     def add_tokens(self, num_tokens: int) -> None:
         """Counts the prompt once its length is known. Raises Overloaded."""
@@ -55,3 +63,33 @@ class Ticket:
             self._released = True
             self._admission.num_requests -= 1
             self._admission.num_tokens -= self._num_tokens
+
+
+class BodyBytes:
+    """Bytes of the bodies whose requests are not running yet."""
+
+    def __init__(self, most: int = MAX_BODY_BYTES):
+        self._most = most
+        self.num_bytes = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[Callable[[int], None]]:
+        """Gives what counts the bytes of one body as they come; it raises Overloaded. At the end
+        they are given back."""
+        own = 0
+
+        def count(num_bytes: int) -> None:
+            nonlocal own
+            # a body over the limit by itself is read when there is no other
+            if self.num_bytes > own and self.num_bytes + num_bytes > self._most:
+                raise Overloaded(
+                    f"the server is reading {self.num_bytes} bytes of requests, its limit is "
+                    f"{self._most}: try again in a moment"
+                )
+            own += num_bytes
+            self.num_bytes += num_bytes
+
+        try:
+            yield count
+        finally:
+            self.num_bytes -= own

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from dataclasses import dataclass
 
 from lmserve.errors import ModelNotFound
 from lmserve.messages import EngineInfo
 from lmserve.settings import Settings
-
-_QUANTISATION = re.compile(r"[.-](?:i?q\d\w*|b?f16|f32)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +42,5 @@ class Catalog:
 
 
 def model_name(settings: Settings, info: EngineInfo) -> str:
-    """The name given, else the hub id asked for, else that of the model's file or folder."""
-    if settings.server.model_name:
-        return settings.server.model_name
-    asked = settings.engine.model
-    if asked and not os.path.isabs(asked) and not os.path.exists(asked):
-        return asked
-    name = os.path.basename(info.model_path.rstrip("/"))
-    if name.lower().endswith(".gguf"):
-        name = _QUANTISATION.sub("", name[: -len(".gguf")])
-    return name or "default"
+    """The name given (the command line gives the model's own), else that of its file or folder."""
+    return settings.server.model_name or os.path.basename(info.model_path.rstrip("/")) or "default"

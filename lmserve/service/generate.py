@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 from lmserve.bridge.handle import EngineHandle
@@ -13,10 +14,10 @@ from lmserve.errors import EngineUnavailable, Overloaded
 from lmserve.messages import EngineInfo
 from lmserve.service import limits
 from lmserve.service.admission import Admission, Ticket
-from lmserve.service.catalog import Catalog, Model
+from lmserve.service.catalog import Catalog
 from lmserve.service.generation import Generation, Work, collect
 from lmserve.service.metrics import Metrics
-from lmserve.service.prompt import ModelText, assets_key, num_chars
+from lmserve.service.prompt import ModelText, assets_key, is_short
 from lmserve.settings import Settings
 from lmserve.types import GenerateRequest
 
@@ -57,10 +58,6 @@ class Service:
         """Requests being prepared, waiting or running."""
         return self._admission.num_requests
 
-    def models(self) -> list[Model]:
-        """What `/v1/models` lists; empty while the engine loads."""
-        return self.catalog.models(self._handle.info)
-
     async def prepare(self) -> None:
         """Loads tokenizer and template, so that the first request need not wait for them.
 
@@ -70,28 +67,31 @@ class Service:
     async def generate(self, request: GenerateRequest) -> Generation:
         """Validates, renders, tokenises, submits. Raises RequestError, Overloaded or
         EngineUnavailable; then nothing runs. Take a lease before the next await."""
-        arrived_s = self._clock()
-        ticket = self._enter()
-        try:
-            work = await self._make_work(request, ticket, arrived_s)
-            self._check_open()
-            mailbox = self._handle.submit(work.token_ids, work.sampling)
-        except BaseException:
-            self._leave(ticket)
-            raise
-        generation = Generation(
-            work,
-            mailbox,
-            handle=self._handle,
-            metrics=self._metrics,
-            clock=self._clock,
-            on_end=partial(self._on_end, ticket=ticket),
-        )
-        self._generations.add(generation)
-        claimant = asyncio.current_task()
-        assert claimant is not None
-        generation.await_lease(claimant)
+        (generation,) = await self.generate_all([request])
         return generation
+
+    async def generate_all(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """All of them or, where one is refused, none."""
+        arrived_s = self._clock()
+        tickets: list[Ticket] = []
+        generations: list[Generation] = []
+        try:
+            for _ in requests:
+                tickets.append(self._enter())  # noqa: PERF401  where one fails, the others are left
+            works = [
+                await self._make_work(request, ticket, arrived_s)
+                for request, ticket in zip(requests, tickets, strict=True)
+            ]
+            self._check_open()
+            for work, ticket in zip(works, tickets, strict=True):
+                generations.append(self._start(work, ticket))
+        except BaseException:
+            for generation in generations:
+                generation.abort()
+            for ticket in tickets[len(generations) :]:
+                self._leave(ticket)
+            raise
+        return generations
 
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new, lets running answers finish, aborts the rest. Their readers see
@@ -118,8 +118,8 @@ class Service:
         limits.check_prompt(request, info)
         sampling = limits.sampling_params(request, info)
         text = await self._model_text(info)
-        token_ids = await self._token_ids(text, request)
-        sampling = limits.fit(sampling, len(token_ids), info, limits.prompt_param(request))
+        token_ids = await self._token_ids(text, request, ticket)
+        sampling = limits.fit(request, sampling, len(token_ids), info)
         try:
             ticket.add_tokens(len(token_ids))
         except Overloaded:
@@ -133,11 +133,29 @@ class Service:
             arrived_s=arrived_s,
         )
 
-    async def _token_ids(self, text: ModelText, request: GenerateRequest) -> list[int]:
-        if num_chars(request) <= MAX_LOOP_CHARS:
+    async def _token_ids(
+        self, text: ModelText, request: GenerateRequest, ticket: Ticket
+    ) -> list[int]:
+        if is_short(request, MAX_LOOP_CHARS):
             return text.token_ids(request)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, text.token_ids, request)
+        ticket.job = job = self._executor.submit(text.token_ids, request)
+        return await asyncio.wrap_future(job)
+
+    def _start(self, work: Work, ticket: Ticket) -> Generation:
+        mailbox = self._handle.submit(work.token_ids, work.sampling)
+        generation = Generation(
+            work,
+            mailbox,
+            handle=self._handle,
+            metrics=self._metrics,
+            clock=self._clock,
+            on_end=partial(self._on_end, ticket=ticket),
+        )
+        self._generations.add(generation)
+        claimant = asyncio.current_task()
+        assert claimant is not None
+        generation.await_lease(claimant)
+        return generation
 
     def _info(self) -> EngineInfo:
         info = self._handle.info
@@ -175,6 +193,15 @@ class Service:
         return ticket
 
     def _leave(self, ticket: Ticket) -> None:
+        if ticket.job is not None and not ticket.job.done():  # its client left
+            loop = asyncio.get_running_loop()
+
+            def on_done(_job: object) -> None:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(self._leave, ticket)
+
+            ticket.job.add_done_callback(on_done)
+            return
         ticket.release()
         if not self._admission.num_requests:
             self._idle.set()

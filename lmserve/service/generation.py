@@ -53,6 +53,8 @@ class Generation:
         self.ttft_s: float | None = None  # from the request's arrival to its first token
         self._output = work.output
         self._arrived_s = work.arrived_s
+        self._submitted_s = clock()
+        self._queue_s: float | None = None  # in the engine, before its first step
         self._mailbox = mailbox
         self._handle = handle
         self._metrics = metrics
@@ -144,6 +146,7 @@ class Generation:
         if self._outcome is not None:
             return
         mailbox = self._mailbox
+        assert mailbox._waiter is None, "somebody waits for the next delivery"
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def on_mail() -> None:
@@ -172,7 +175,7 @@ class Generation:
         output, token_ids = self._output, delivery.token_ids
         self._num_cached_tokens = max(self._num_cached_tokens, delivery.num_cached_tokens)
         if token_ids:
-            self._observe(len(token_ids))
+            self._observe(delivery)
         ended_by = delivery.stop_token_id if delivery.finish == "stop" else None
         num_hidden = 1 if token_ids and token_ids[-1] == ended_by else 0
         before = output.num_tokens
@@ -199,13 +202,15 @@ class Generation:
             return Done("stop", self.usage, delivery.stop_token_id if asked else None)
         return Done("length" if delivery.finish == "length" else "abort", self.usage)
 
-    def _observe(self, num_tokens: int) -> None:
+    def _observe(self, delivery: Delivery) -> None:
         now = self._clock()
         if self.ttft_s is None:
             self.ttft_s = now - self._arrived_s
-            self._metrics.tokens(num_tokens, None)
+            self._queue_s = delivery.queue_s
+            self._metrics.prompt_done(self.num_prompt_tokens, self._num_cached_tokens)
+            self._metrics.tokens(len(delivery.token_ids), None)
         else:
-            self._metrics.tokens(num_tokens, now - self._last_token_s)
+            self._metrics.tokens(len(delivery.token_ids), now - self._last_token_s)
         self._last_token_s = now
 
     # --- the end ----------------------------------------------------------------------
@@ -223,16 +228,16 @@ class Generation:
 
     def _record(self, outcome: Done | EngineError) -> RequestRecord:
         reason: FinishReason = outcome.finish_reason if isinstance(outcome, Done) else "error"
-        decode_s = 0.0
-        if self.ttft_s is not None:
-            decode_s = self._last_token_s - self._arrived_s - self.ttft_s
+        first_s = self._arrived_s + (self.ttft_s or 0.0)
         return RequestRecord(
             finish_reason=reason,
             usage=self.usage,
             max_tokens=self.sampling.max_tokens,
             e2e_s=self._clock() - self._arrived_s,
             ttft_s=self.ttft_s,
-            decode_s=decode_s,
+            decode_s=self._last_token_s - first_s,
+            queue_s=self._queue_s,
+            prefill_s=first_s - self._submitted_s - (self._queue_s or 0.0),
         )
 
 

@@ -20,12 +20,12 @@ MAX_STOP_CHARS = 1000
 MAX_STOP_TOKEN_IDS = 256
 _INT64 = 2**63
 
-# name: (least, greatest, words for people). `repetition_penalty` is above 0, as is `top_p`.
+# name: (least, greatest, words for people)
 _RANGES: dict[str, tuple[float, float, str]] = {
     "temperature": (0.0, 2.0, "from 0 (greedy) to 2"),
     "top_p": (math.ulp(0.0), 1.0, "above 0 and at most 1"),
     "min_p": (0.0, 1.0, "from 0 to 1"),
-    "repetition_penalty": (math.ulp(0.0), 2.0, "above 0 and at most 2"),
+    "repetition_penalty": (0.01, 2.0, "from 0.01 to 2"),
     "presence_penalty": (-2.0, 2.0, "from -2 to 2"),
     "frequency_penalty": (-2.0, 2.0, "from -2 to 2"),
 }
@@ -39,17 +39,33 @@ def check_prompt(request: GenerateRequest, info: EngineInfo) -> None:
         raise InvalidField("give exactly one of messages and prompt", param=prompt_param(request))
     if not given[0]:
         param = prompt_param(request)
-        raise InvalidField(f"{param} is empty: give at least one {_UNIT[param]}", param=param)
+        unit = "character or token" if request.messages is None else "message"
+        raise InvalidField(f"{param} is empty: give at least one {unit}", param=param)
     if request.token_ids is not None:
-        _check_ids(request.token_ids, "prompt", info.vocab_size)
+        _check_ids(request.token_ids, prompt_param(request), info.vocab_size)
+
+
+def check_length(
+    request: GenerateRequest, num_chars: int, max_token_chars: int, info: EngineInfo
+) -> None:
+    """Refuses what cannot fit, however it is tokenised, before that costs seconds."""
+    most = info.max_model_len * max_token_chars
+    if num_chars > most:
+        raise PromptTooLong(
+            f"This model's maximum context length is {info.max_model_len} tokens, prompt and "
+            f"answer together, and your prompt has {num_chars} characters, more than any {most} "
+            "that could fit: shorten it.",
+            param=prompt_param(request),
+        )
 
 
 def prompt_param(request: GenerateRequest) -> str:
     """What the client calls its prompt."""
-    return "messages" if request.messages is not None else "prompt"
+    return _param(request, "prompt" if request.messages is None else "messages")
 
 
-_UNIT = {"messages": "message", "prompt": "character or token"}
+def _param(request: GenerateRequest, name: str) -> str:
+    return request.params.get(name, name)
 
 
 def sampling_params(request: GenerateRequest, info: EngineInfo) -> SamplingParams:
@@ -76,10 +92,10 @@ def sampling_params(request: GenerateRequest, info: EngineInfo) -> SamplingParam
 
 
 def fit(
-    sampling: SamplingParams, num_prompt_tokens: int, info: EngineInfo, param: str
+    request: GenerateRequest, sampling: SamplingParams, num_prompt_tokens: int, info: EngineInfo
 ) -> SamplingParams:
-    """Cuts `max_tokens` to the room the prompt leaves. `param` names the prompt."""
-    limit = info.max_model_len
+    """Cuts `max_tokens` to the room the prompt leaves."""
+    limit, param = info.max_model_len, prompt_param(request)
     if num_prompt_tokens == 0:
         raise InvalidField(f"{param} has no tokens: give some text", param=param)
     room = limit - num_prompt_tokens
@@ -91,10 +107,11 @@ def fit(
             param=param,
         )
     if sampling.min_tokens > room:
+        name = _param(request, "min_tokens")
         raise InvalidField(
-            f"min_tokens is {sampling.min_tokens}, but only {room} tokens fit after a prompt of "
+            f"{name} is {sampling.min_tokens}, but only {room} tokens fit after a prompt of "
             f"{num_prompt_tokens} in a context of {limit}: lower it or shorten the prompt",
-            param="min_tokens",
+            param=name,
         )
     if sampling.max_tokens <= room:
         return sampling
@@ -103,19 +120,20 @@ def fit(
 
 def _token_bounds(request: GenerateRequest, info: EngineInfo) -> tuple[int, int]:
     max_tokens, min_tokens = request.max_tokens, request.min_tokens or 0
+    max_name, min_name = _param(request, "max_tokens"), _param(request, "min_tokens")
     if max_tokens is not None and max_tokens < 1:
         raise InvalidField(
-            f"max_tokens is {max_tokens}: it must be at least 1; leave it out for as many as fit",
-            param="max_tokens",
+            f"{max_name} is {max_tokens}: it must be at least 1; leave it out for the default",
+            param=max_name,
         )
     if min_tokens < 0:
-        raise InvalidField(f"min_tokens is {min_tokens}: it must be at least 0", param="min_tokens")
+        raise InvalidField(f"{min_name} is {min_tokens}: it must be at least 0", param=min_name)
     most = info.max_model_len if max_tokens is None else max_tokens
     if min_tokens > most:
         raise InvalidField(
-            f"min_tokens is {min_tokens}, more than the {most} tokens the answer may have: lower "
-            "it or raise max_tokens",
-            param="min_tokens",
+            f"{min_name} is {min_tokens}, more than the {most} tokens the answer may have: lower "
+            f"it or raise {max_name}",
+            param=min_name,
         )
     return min(most, info.max_model_len), min_tokens
 

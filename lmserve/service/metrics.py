@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from lmserve.bridge.handle import EngineHandle
-from lmserve.messages import EngineInfo
+from lmserve.messages import EngineInfo, EngineStats
 from lmserve.service.catalog import model_name
 from lmserve.service.histogram import Histogram
 from lmserve.settings import Settings
@@ -50,6 +50,8 @@ class RequestRecord:
     e2e_s: float  # from the request's arrival
     ttft_s: float | None  # from its arrival; None where no token came
     decode_s: float  # from the first token to the last
+    queue_s: float | None  # from its submission to its first step; None where no token came
+    prefill_s: float  # from there to the first token
 
 
 class Metrics:
@@ -60,6 +62,7 @@ class Metrics:
         self._settings = settings
         self._registry = CollectorRegistry()
         self._registry.register(_Collector(self))
+        handle.on_step = self._on_step
         self._num_steps = 0  # of the engine, seen
         self._engine: EngineInfo | None = None  # the one that serves, or served last
         self.engine_restarts = 0
@@ -67,13 +70,16 @@ class Metrics:
         self.cached_tokens = 0
         self.generation_tokens = 0
         self.finished: dict[FinishReason, int] = dict.fromkeys(_REASONS, 0)
-        self.rejections: dict[str, int] = {"requests": 0, "tokens": 0}
+        self.rejections: dict[str, int] = {"requests": 0, "tokens": 0, "bytes": 0}
         self.unknown_fields: Counter[str] = Counter()
         self.ttft = Histogram(_SECONDS)
         self.inter_token = Histogram(_GAPS)
         self.time_per_token = Histogram(_GAPS)
         self.e2e = Histogram(_LATENCIES)
         self.decode = Histogram(_LATENCIES)
+        self.queue = Histogram(_LATENCIES)
+        self.prefill = Histogram(_LATENCIES)
+        self.inference = Histogram(_LATENCIES)
         self.prompt_sizes = Histogram(_TOKENS)
         self.generation_sizes = Histogram(_TOKENS)
         self.max_tokens = Histogram(_TOKENS)
@@ -87,16 +93,20 @@ class Metrics:
         self.generation_tokens += num_tokens
         if gap_s is not None:
             self.inter_token.add(gap_s / num_tokens, num_tokens)
-        stats = self._handle.stats
-        if stats.steps != self._num_steps:
+
+    def prompt_done(self, num_tokens: int, num_cached: int) -> None:
+        """A request has its first token."""
+        self.prompt_tokens += num_tokens
+        self.cached_tokens += num_cached
+
+    def _on_step(self, stats: EngineStats) -> None:
+        if stats.steps != self._num_steps:  # else it only tells of an abort or the like
             self._num_steps = stats.steps
             self.step_tokens.add(stats.step_tokens)
 
     def request_finished(self, record: RequestRecord) -> None:
         usage = record.usage
         self.finished[record.finish_reason] += 1
-        self.prompt_tokens += usage.prompt_tokens
-        self.cached_tokens += usage.cached_tokens
         self.e2e.add(record.e2e_s)
         self.prompt_sizes.add(usage.prompt_tokens)
         self.generation_sizes.add(usage.completion_tokens)
@@ -105,11 +115,15 @@ class Metrics:
         if record.ttft_s is not None:
             self.ttft.add(record.ttft_s)
             self.decode.add(record.decode_s)
+        if record.queue_s is not None:
+            self.queue.add(record.queue_s)
+            self.prefill.add(record.prefill_s)
+            self.inference.add(record.prefill_s + record.decode_s)
         if usage.completion_tokens > 1:
             self.time_per_token.add(record.decode_s / (usage.completion_tokens - 1))
 
     def rejected(self, limit: str) -> None:
-        """A 429 for this limit: `requests` or `tokens`."""
+        """A 429 for this limit: `requests`, `tokens` or `bytes`."""
         self.rejections[limit] += 1
 
     def unknown_field(self, name: str) -> bool:
@@ -135,13 +149,13 @@ class Metrics:
         info = self._handle.info
         if info is not None:
             self.engine_started(info)
-        model = model_name(self._settings, info) if info is not None else ""
+        model = model_name(self._settings, self._engine) if self._engine is not None else ""
         yield from self._gauges(model)
         yield from self._counters(model)
         yield from self._histograms(model)
 
     def _gauges(self, model: str) -> Iterator[Metric]:
-        stats = self._handle.stats
+        stats = self._handle.stats if self._handle.info is not None else EngineStats()
         used = stats.blocks_held + stats.blocks_pinned
         yield _gauge("vllm:num_requests_running", "Requests in a step", model, stats.num_running)
         yield _gauge("vllm:num_requests_waiting", "Requests waiting", model, stats.num_waiting)
@@ -151,6 +165,11 @@ class Metrics:
             model,
             used / stats.blocks_total if stats.blocks_total else 0.0,
         )
+        waiting = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason", "Why they wait", labels=["model_name", "reason"]
+        )
+        waiting.add_metric([model, "capacity"], stats.num_waiting)
+        yield waiting
         blocks = GaugeMetricFamily(
             "lmserve:kv_blocks", "KV blocks by state", labels=["model_name", "state"]
         )
@@ -161,7 +180,7 @@ class Metrics:
     def _counters(self, model: str) -> Iterator[Metric]:
         stats = self._handle.stats
         for name, doc, value in (
-            ("vllm:prompt_tokens", "Prompt tokens of finished requests", self.prompt_tokens),
+            ("vllm:prompt_tokens", "Prompt tokens of requests answered", self.prompt_tokens),
             ("vllm:prompt_tokens_cached", "Of these, from the prefix tree", self.cached_tokens),
             ("vllm:generation_tokens", "Tokens generated", self.generation_tokens),
             ("vllm:num_preemptions", "Sequences preempted", stats.preemptions),
@@ -184,8 +203,12 @@ class Metrics:
             (self.time_per_token, "request_time_per_output_token_seconds", "Its mean, a request"),
             (self.e2e, "e2e_request_latency_seconds", "Arrival to end"),
             (self.decode, "request_decode_time_seconds", "First token to last"),
+            (self.queue, "request_queue_time_seconds", "Submission to the first step"),
+            (self.prefill, "request_prefill_time_seconds", "First step to first token"),
+            (self.inference, "request_inference_time_seconds", "First step to last token"),
             (self.prompt_sizes, "request_prompt_tokens", "Prompt tokens of a request"),
             (self.generation_sizes, "request_generation_tokens", "Tokens generated, a request"),
+            (self.generation_sizes, "request_max_num_generation_tokens", "The most, of n answers"),
             (self.max_tokens, "request_params_max_tokens", "max_tokens, cut to what fits"),
             (self.num_choices, "request_params_n", "Answers asked for"),
             (self.step_tokens, "iteration_tokens_total", "Tokens run in a step"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from lmserve.messages import EngineInfo
 from lmserve.sampling import SamplingParams
+from lmserve.service import limits
 from lmserve.text.output import OutputText
 from lmserve.text.template import ChatTemplate
 from lmserve.text.tokenizer import Tokenizer
@@ -18,6 +19,7 @@ class ModelText:
 
     def __init__(self, info: EngineInfo):
         self.key = assets_key(info)
+        self._info = info
         self.tokenizer = Tokenizer.from_file(
             info.tokenizer_file,
             bos_token=info.bos_token,
@@ -32,11 +34,12 @@ class ModelText:
         """The prompt in tokens."""
         if request.token_ids is not None:
             return request.token_ids
-        if request.text is not None:
-            return self.tokenizer.encode(request.text, add_special=True)
-        assert request.messages is not None
-        text = self.template.render(request.messages, kwargs=request.chat_template_kwargs)
-        return self.tokenizer.encode(text, add_special=False)
+        text = request.text
+        if text is None:
+            assert request.messages is not None
+            text = self.template.render(request.messages, kwargs=request.chat_template_kwargs)
+        limits.check_length(request, len(text), self.tokenizer.max_token_chars, self._info)
+        return self.tokenizer.encode(text, add_special=request.text is not None)
 
     def output(
         self, request: GenerateRequest, sampling: SamplingParams, prompt_ids: Sequence[int]
@@ -59,21 +62,21 @@ def assets_key(info: EngineInfo) -> tuple[object, ...]:
         info.eos_token,
         info.eos_token_ids,
         info.add_bos,
+        info.max_model_len,
     )
 
 
-def num_chars(request: GenerateRequest) -> int:
-    """About how long the prompt's text is: enough to tell short ones from long ones."""
-    if request.text is not None:
-        return len(request.text)
-    return sum(_num_chars(message) for message in request.messages or ())
-
-
-def _num_chars(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_num_chars(item) for item in value.values())
-    if isinstance(value, list):
-        return sum(_num_chars(item) for item in value)
-    return 1
+def is_short(request: GenerateRequest, max_chars: int) -> bool:
+    """Whether all that makes the prompt's text is about so short. Looks no further than that."""
+    stack: list[Any] = [request.text, request.messages, request.chat_template_kwargs]
+    while stack:
+        item = stack.pop()
+        max_chars -= len(item) if isinstance(item, str | list | dict) else 1
+        if max_chars < 0:
+            return False
+        if isinstance(item, dict):
+            stack.extend(item)
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return True

@@ -63,7 +63,6 @@ class ChatTemplate:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt, with the beginning of the answer. Raises RequestError."""
@@ -85,7 +84,7 @@ class ChatTemplate:
             "messages": normalise_messages(
                 messages, join_parts=not self._reads_parts, developer=self._knows_developer
             ),
-            "tools": tools,
+            "tools": None,
             "documents": None,
             "add_generation_prompt": True,
         }

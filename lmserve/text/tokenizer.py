@@ -27,6 +27,8 @@ class Tokenizer:
         inner.no_padding()
         self._inner = inner
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
+        #: No token stands for more text than this.
+        self.max_token_chars = max(map(len, inner.get_vocab(with_added_tokens=True)), default=0)
         self.bos_token_id: int | None = inner.token_to_id(bos_token) if bos_token else None
         self.eos_token_ids = tuple(eos_token_ids)
         self.special_ids = frozenset(

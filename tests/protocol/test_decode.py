@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lmserve.errors import InvalidField, RequestError
 from lmserve.protocol.chat import ChatCompletionRequest
 from lmserve.protocol.completions import CompletionRequest
-from lmserve.protocol.decode import decode, parse_object
+from lmserve.protocol.decode import MAX_CHECKED_BYTES, MAX_UNKNOWN, decode, parse_object
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 TEXT: dict[str, Any] = {"model": "m", "prompt": "hi"}
@@ -147,6 +147,34 @@ def test_unknown_fields_are_named() -> None:
     request, unknown = decode(orjson.dumps(CHAT | {"foo": 1, "kwargs": {}}), ChatCompletionRequest)
     assert unknown == ["foo", "kwargs"]
     assert request.to_generate() == chat().to_generate()
+
+
+def test_unknown_fields_are_found_in_what_is_known() -> None:
+    part = {"type": "text", "text": "a", "cache_control": {}}
+    fields = {
+        "messages": [{"role": "user", "content": [part, part], "weight": 1}, *CHAT["messages"]],
+        "stream_options": {"chunk": 1},
+        "response_format": {"type": "text", "schema": {"x": 1}},
+        "metadata": {"anything": 1},
+    }
+    _, unknown = decode(orjson.dumps(CHAT | fields), ChatCompletionRequest)
+    assert unknown == [
+        "messages.content.cache_control",
+        "messages.weight",
+        "stream_options.chunk",
+        "response_format.schema",
+    ]
+
+
+def test_not_every_unknown_name_of_a_body_is_told() -> None:
+    names = {f"x{index}": 1 for index in range(1000)}
+    _, unknown = decode(orjson.dumps(CHAT | names), ChatCompletionRequest)
+    assert len(unknown) == MAX_UNKNOWN
+
+
+def test_a_large_body_is_not_searched_for_keys_that_come_twice() -> None:
+    fill = b" " * MAX_CHECKED_BYTES
+    assert parse_object(b'{"a": 1, "a": 2}' + fill) == {"a": 2}
 
 
 @pytest.mark.parametrize(

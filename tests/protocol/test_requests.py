@@ -71,7 +71,8 @@ def test_newer_names_win() -> None:
     assert chat(message, stop="x").stop == ("x",)
 
 
-def test_content_becomes_text() -> None:
+def test_messages_arrive_as_they_were_sent() -> None:
+    """Without what was null; `lmserve.text.chat` makes them fit the template."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     request = chat(
         [
@@ -82,30 +83,36 @@ def test_content_becomes_text() -> None:
         ]
     )
     assert request.messages == [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "a\nb", "name": "Ann"},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": parts, "name": "Ann"},
+        {"role": "assistant", "tool_calls": [{"id": "1"}]},
         {"role": "tool", "content": "4", "tool_call_id": "1"},
     ]
 
 
-@pytest.mark.parametrize(
-    ("messages", "param"),
-    [
-        ([], "messages"),
-        ([{"role": "user"}], "messages[0].content"),
-        ([{"role": "user", "content": None}], "messages[0].content"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
-        (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-            "messages[0].content[0].type",
-        ),
-    ],
-)
-def test_messages_that_cannot_be_rendered(messages: Any, param: str) -> None:
-    with pytest.raises(InvalidField) as caught:
-        chat(messages)
-    assert caught.value.param == param
+def test_the_clients_names() -> None:
+    message = [{"role": "user", "content": "hi"}]
+    assert chat(message, max_tokens=5, min_tokens=1).params == {}
+    assert chat(message, max_completion_tokens=5, min_new_tokens=1).params == {
+        "max_tokens": "max_completion_tokens",
+        "min_tokens": "min_new_tokens",
+    }
+    assert chat("raw").params == {"prompt": "messages"}
+    for prompt in ("a", [1, 2]):
+        assert completion(prompt)[0].params == {}
+    for prompts in (["a", "b"], [[1], [2]]):
+        named = [request.params["prompt"] for request in completion(prompts)]
+        assert named == ["prompt[0]", "prompt[1]"]
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": True}])
+def test_stream_options_go_with_stream_only(options: Any) -> None:
+    for ask in (chat, completion):
+        with pytest.raises(InvalidField) as caught:
+            ask("hi", stream_options=options)
+        assert caught.value.param == "stream_options"
+        assert ask("hi", stream_options=None)
+        assert ask("hi", stream_options=options, stream=True)
 
 
 def test_a_string_of_messages_is_sent_as_it_is() -> None:

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient
 
 from lmserve.messages import unpack_ids
+from lmserve.server.lifecycle import Server
 from lmserve.server.routes.merge import merge
 
+GOLDEN = Path(__file__).parent.parent / "golden"
 URL = "/v1/completions"
+
+
+def normalised(stream: bytes) -> bytes:
+    stream = re.sub(rb'"id":"cmpl-[0-9a-f]{32}"', b'"id":"cmpl-0"', stream)
+    return re.sub(rb'"created":\d{10}', b'"created":0', stream)
 
 
 def chunks(stream: str) -> list[dict[str, Any]]:
@@ -69,12 +80,66 @@ async def test_one_failing_prompt_ends_the_call(client: TestClient, fake: Any) -
     assert len(fake.aborts) == 1
 
 
-async def test_a_refused_prompt_ends_its_neighbours(client: TestClient, fake: Any) -> None:
-    fake.will_hang("a")
-    response = await client.post(URL, json={"prompt": ["x", ""]})
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [(["x", ""], "prompt[1]"), ([[1], [999_999]], "prompt[1][0]"), ("", "prompt")],
+)
+async def test_a_refused_prompt_runs_none(
+    client: TestClient, fake: Any, prompt: Any, param: str
+) -> None:
+    response = await client.post(URL, json={"prompt": prompt})
     assert response.status == 400
-    assert (await response.json())["error"]["param"] == "prompt"
-    assert len(fake.aborts) == len(fake.submits) == 1
+    assert (await response.json())["error"]["param"] == param
+    assert fake.submits == []
+
+
+ONE_PROMPT = {
+    "prompt": "hi",
+    "stream": True,
+    "max_tokens": 17,
+    "stream_options": {"include_usage": True},
+}
+
+
+async def test_a_stream_of_one_prompt_to_the_byte(client: TestClient, fake: Any) -> None:
+    fake.will_say(*"one step a letter", finish="length")
+    response = await client.post(URL, json=ONE_PROMPT)
+    assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    expected = await asyncio.to_thread((GOLDEN / "completion.sse").read_bytes)
+    assert normalised(await response.read()) == expected
+
+
+async def test_the_same_through_the_production_entry(server: Server, fake: Any) -> None:
+    fake.will_say(*"one step a letter", finish="length")
+    async with ClientSession(server.url) as session:
+        response = await session.post(URL, json=ONE_PROMPT)
+        stream = await response.read()
+    expected = await asyncio.to_thread((GOLDEN / "completion.sse").read_bytes)
+    assert normalised(stream) == expected
+
+
+async def test_a_reader_that_lags_sees_all_of_one_prompt(client: TestClient, fake: Any) -> None:
+    fake.will_say(*(["word "] * 3000))
+    ask = {"prompt": "hi", "stream": True, "max_tokens": 8000}
+    got = chunks(await (await client.post(URL, json=ask)).text())
+    assert "".join(chunk["choices"][0]["text"] for chunk in got) == "word " * 1600
+
+
+@pytest.mark.parametrize("num_streams", [1, 2])
+async def test_merge_reads_nothing_ahead(num_streams: int) -> None:
+    """While its reader does something else, nobody waits in a stream that was read."""
+    asked: list[int] = []
+
+    async def stream(index: int) -> Any:
+        for _ in range(3):
+            asked.append(index)
+            yield index
+
+    async with aclosing(merge([stream(index) for index in range(num_streams)])) as merged:
+        await anext(merged)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert sorted(asked) == list(range(num_streams))
 
 
 async def test_merge_leaves_no_task() -> None:

@@ -14,7 +14,9 @@ from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient
 
 from lmserve.errors import Overloaded
+from lmserve.server.keys import BODY_BYTES
 from lmserve.server.lifecycle import Server
+from lmserve.service.admission import MAX_BODY_BYTES, BodyBytes
 
 CHAT = "/v1/chat/completions"
 HELLO: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
@@ -44,6 +46,12 @@ async def refusal(response: Any, status: int) -> dict[str, Any]:
         ({"top_p": 0}, "top_p"),
         ({"top_k": -2}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"min_new_tokens": 5, "max_tokens": 2}, "min_new_tokens"),
+        ({"messages": ""}, "messages"),
+        ({"messages": "x" * 20_000}, "messages"),
+        ({"messages": "x" * 900_000}, "messages"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"max_tokens": -1}, "max_tokens"),
         ({"max_tokens": 1e30}, "max_tokens"),
         ({"min_tokens": 9, "max_tokens": 5}, "min_tokens"),
@@ -103,6 +111,38 @@ async def test_compressed_bodies_are_not_read(server: Server, fake: Any) -> None
             error = await refusal(await session.post(CHAT, data=body, headers=headers), 400)
             assert "Content-Encoding" in error["message"]
     assert fake.submits == []
+
+
+@pytest.mark.parametrize("encoding", ["identity", " Identity"])
+async def test_identity_is_no_compression(server: Server, fake: Any, encoding: str) -> None:
+    async with ClientSession(server.url) as session:
+        answer = await session.post(CHAT, json=HELLO, headers={"Content-Encoding": encoding})
+        assert answer.status == 200
+    assert len(fake.submits) == 1
+
+
+async def test_bodies_in_flight_are_bounded(client: TestClient, fake: Any) -> None:
+    held = client.app[BODY_BYTES]
+    with held.counting() as count:
+        count(MAX_BODY_BYTES - 10)
+        refused = await client.post(CHAT, json=HELLO)
+        await refusal(refused, 429)
+        assert refused.headers["Retry-After"] == "1"
+    assert (await client.post(CHAT, json=HELLO)).status == 200
+    assert held.num_bytes == 0
+    assert 'admission_rejections_total{model_name="mock",reason="bytes"} 1.0' in (
+        await (await client.get("/metrics")).text()
+    )
+
+
+async def test_a_body_over_the_bound_by_itself_is_read() -> None:
+    held = BodyBytes(10)
+    with held.counting() as count:
+        count(8)
+        count(8)
+        with held.counting() as other, pytest.raises(Overloaded):
+            other(1)
+    assert held.num_bytes == 0
 
 
 async def test_large_bodies_are_decoded_too(client: TestClient, fake: Any) -> None:
@@ -174,6 +214,12 @@ async def test_unknown_fields_are_logged_once_and_counted(
     assert len(named) == 1
     text = await (await client.get("/metrics")).text()
     assert 'field="frobnicate"' in text
+
+
+async def test_unknown_fields_are_counted_within_messages_too(client: TestClient) -> None:
+    body = HELLO | {"messages": [{"role": "user", "content": "hi", "mood": "good"}]}
+    assert (await client.post(CHAT, json=body)).status == 200
+    assert 'field="messages.mood"' in await (await client.get("/metrics")).text()
 
 
 async def test_the_access_log(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -62,6 +62,8 @@ async def serving(drain_timeout_s: float, tokens_s: float) -> AsyncIterator[Serv
         assert first.startswith("open http://127.0.0.1:")
         served.url = first.split()[1]
         assert (await served.line()).startswith("ready after ")
+        while not (await served.line()).startswith("Ctrl-C stops"):
+            pass  # the block that says where to go
         yield served
     finally:
         if process.returncode is None:

@@ -139,6 +139,18 @@ async def test_what_show_raises_reaches_the_follower_and_nobody_else(
     assert engine.aborts == [bad._mailbox.rid]
 
 
+async def test_a_reader_that_waits_elsewhere_is_a_bug(engine: FakeEngine, service: Service) -> None:
+    """It would never be woken: the mail goes to the follower alone."""
+    engine.will_hang()
+    generation = await service.generate(ASK)
+    with generation.lease():
+        waiting = asyncio.ensure_future(anext(generation.events()))
+        await asyncio.sleep(0)
+        with pytest.raises(AssertionError, match="waits"):
+            await generation.follow(Reader().show)
+        waiting.cancel()
+
+
 async def test_a_cancelled_follower_hears_no_more(engine: FakeEngine, service: Service) -> None:
     engine.will_hang("a")
     generation = await service.generate(ASK)

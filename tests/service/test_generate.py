@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from contextlib import ExitStack
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from lmserve.bridge.assets import EOS_ID
 from lmserve.bridge.fake import FakeEngine
+from lmserve.bridge.mailbox import Mailbox
 from lmserve.errors import (
     EngineDied,
     EngineError,
@@ -17,12 +19,15 @@ from lmserve.errors import (
     ModelError,
     ModelNotFound,
     Overloaded,
+    PromptTooLong,
     RequestError,
 )
 from lmserve.messages import unpack_ids
 from lmserve.service.generate import Generation, Service, collect
 from lmserve.service.metrics import Metrics
+from lmserve.service.prompt import ModelText, is_short
 from lmserve.settings import ServerSettings, Settings
+from lmserve.text.tokenizer import Tokenizer
 from lmserve.types import Done, Event, GenerateRequest, TextDelta
 
 
@@ -275,15 +280,101 @@ async def test_cancelled_before_the_lease(engine: FakeEngine, service: Service) 
     assert service.inflight == 0
 
 
-async def test_cancelled_while_tokenising(engine: FakeEngine, service: Service) -> None:
+async def test_cancelled_while_tokenising(
+    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread works on, and counts until it is done."""
     await service.prepare()
-    task = asyncio.create_task(service.generate(GenerateRequest(text="x" * 8001, max_tokens=1)))
-    await asyncio.sleep(0)
-    assert service.inflight == 1
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    go_on, started = threading.Event(), threading.Barrier(3)
+
+    def token_ids(*_: Any) -> list[int]:
+        started.wait(30)
+        go_on.wait(30)
+        return [1]
+
+    monkeypatch.setattr(ModelText, "token_ids", token_ids)
+    tasks = [
+        asyncio.create_task(service.generate(GenerateRequest(text="x" * 8001))) for _ in range(3)
+    ]
+    await asyncio.to_thread(started.wait, 30)  # both threads are at work
+    assert service.inflight == 3
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    num_held = service.inflight
+    go_on.set()
+    assert num_held == 2  # there are two threads; what waited for one is dropped
+    await service.drain(30)
+    assert service.inflight == 0
     assert engine.submits == []
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        chat(chat_template_kwargs={"x": "y" * 8001}),
+        chat(chat_template_kwargs={"x": {"y" * 8001: 1}}),
+        chat(chat_template_kwargs={"x": [[[]]] * 8001}),
+        GenerateRequest(text="x" * 8001),
+        GenerateRequest(messages=[{"role": "user", "content": "x" * 8001}]),
+        GenerateRequest(messages=[{"role": "user", "content": ""}] * 2000),
+    ],
+)
+async def test_all_that_makes_a_prompt_long_counts(request_: GenerateRequest) -> None:
+    assert not is_short(request_, 8000)
+    assert is_short(request_, 80_000)
+
+
+def test_deep_input_is_counted_too() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    assert is_short(chat(chat_template_kwargs={"x": deep}), 8000)
+
+
+async def test_a_prompt_too_long_is_not_tokenised(
+    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(*_: Any, **__: Any) -> list[int]:
+        raise AssertionError("it was tokenised")
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    for request in (
+        GenerateRequest(text="x" * 10**6),
+        GenerateRequest(messages=[{"role": "user", "content": "x" * 10**6}]),
+    ):
+        with pytest.raises(PromptTooLong):
+            await service.generate(request)
+    assert service.inflight == 0
+
+
+# --- several at once ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [GenerateRequest(text=""), GenerateRequest(text="x" * 9000)])
+async def test_one_refused_prompt_runs_none(
+    engine: FakeEngine, service: Service, bad: GenerateRequest
+) -> None:
+    with pytest.raises(RequestError):
+        await service.generate_all([GenerateRequest(text="a"), bad])
+    assert engine.submits == []
+    assert service.inflight == 0
+
+
+async def test_an_engine_lost_between_two_ends_the_first(
+    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = engine.submit
+
+    def once(*args: Any) -> Mailbox:
+        if engine.submits:
+            raise EngineUnavailable("gone")
+        return submit(*args)
+
+    monkeypatch.setattr(engine, "submit", once)
+    with pytest.raises(EngineUnavailable):
+        await service.generate_all([chat(), chat()])
+    assert engine.aborts == [engine.submits[0].rid]
     assert service.inflight == 0
 
 
@@ -350,7 +441,7 @@ async def test_too_many_requests(engine: FakeEngine) -> None:
         assert len(engine.submits) == 1
     engine.will_say("ok")
     assert (await collect(await service.generate(chat())))[0] == "ok"
-    assert metrics.rejections == {"requests": 1, "tokens": 0}
+    assert metrics.rejections == {"requests": 1, "tokens": 0, "bytes": 0}
     service.close()
 
 

@@ -41,7 +41,7 @@ def validate(num_prompt_tokens: int = 10, info: EngineInfo = INFO, **fields: Any
     request = GenerateRequest(**{"text": "x"} | fields)
     limits.check_prompt(request, info)
     sampling = limits.sampling_params(request, info)
-    return limits.fit(sampling, num_prompt_tokens, info, "prompt")
+    return limits.fit(request, sampling, num_prompt_tokens, info)
 
 
 def refusal(**fields: Any) -> RequestError:
@@ -176,6 +176,39 @@ def test_a_prompt_that_fills_the_context(num_tokens: int) -> None:
 def test_min_tokens_must_fit_too(max_tokens: int | None) -> None:
     error = refusal(num_prompt_tokens=10, min_tokens=41, max_tokens=max_tokens)
     assert error.param == "min_tokens"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": 0}, "max_completion_tokens"),
+        ({"min_tokens": -1}, "min_new_tokens"),
+        ({"min_tokens": 5, "max_tokens": 2}, "min_new_tokens"),
+        ({"min_tokens": 45}, "min_new_tokens"),
+        ({"text": ""}, "prompt[3]"),
+        ({"text": None, "token_ids": [1, 100]}, "prompt[3][1]"),
+        ({"num_prompt_tokens": 50}, "prompt[3]"),
+        ({"num_prompt_tokens": 0}, "prompt[3]"),
+    ],
+)
+def test_fields_go_by_the_clients_names(fields: dict[str, Any], param: str) -> None:
+    params = {
+        "max_tokens": "max_completion_tokens",
+        "min_tokens": "min_new_tokens",
+        "prompt": "prompt[3]",
+    }
+    error = refusal(params=params, **fields)
+    assert error.param == param
+    assert param in error.message or isinstance(error, PromptTooLong)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised() -> None:
+    request = GenerateRequest(text="x", params={"prompt": "prompt[1]"})
+    limits.check_length(request, 350, 7, INFO)  # 50 tokens of 7 characters
+    with pytest.raises(PromptTooLong) as caught:
+        limits.check_length(request, 351, 7, INFO)
+    assert caught.value.param == "prompt[1]"
+    assert "351 characters" in caught.value.message
 
 
 numbers = st.none() | st.floats() | st.integers()

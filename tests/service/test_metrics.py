@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lmserve.bridge.fake import FakeEngine
 from lmserve.errors import EngineError
-from lmserve.messages import EngineStats
+from lmserve.messages import EngineStats, SequenceOutput, pack_ids
 from lmserve.service.generate import Service, collect
 from lmserve.service.histogram import Histogram
 from lmserve.service.metrics import MAX_UNKNOWN_FIELDS, Metrics
@@ -32,7 +33,12 @@ async def test_the_names_dashboards_rely_on(metrics: Metrics) -> None:
         family.name: family.type
         for family in text_string_to_metric_families(metrics.render().decode())
     }
-    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+    for name in (
+        "num_requests_running",
+        "num_requests_waiting",
+        "num_requests_waiting_by_reason",
+        "kv_cache_usage_perc",
+    ):
         assert families[f"vllm:{name}"] == "gauge"
     for name in (
         "prompt_tokens prompt_tokens_cached generation_tokens request_success num_preemptions "
@@ -43,7 +49,8 @@ async def test_the_names_dashboards_rely_on(metrics: Metrics) -> None:
         "time_to_first_token_seconds inter_token_latency_seconds e2e_request_latency_seconds "
         "request_time_per_output_token_seconds request_decode_time_seconds request_prompt_tokens "
         "request_generation_tokens request_params_max_tokens request_params_n "
-        "iteration_tokens_total"
+        "iteration_tokens_total request_queue_time_seconds request_prefill_time_seconds "
+        "request_inference_time_seconds request_max_num_generation_tokens"
     ).split():
         assert families[f"vllm:{name}"] == "histogram"
 
@@ -58,6 +65,7 @@ async def test_the_engines_statistics_are_read_at_scrape(
     seen = samples(metrics)
     assert seen["vllm:num_requests_running[]"] == 3
     assert seen["vllm:num_requests_waiting[]"] == 2
+    assert seen["vllm:num_requests_waiting_by_reason['capacity']"] == 2
     assert seen["vllm:kv_cache_usage_perc[]"] == 0.5
     assert seen["vllm:num_preemptions_total[]"] == 7
     assert seen["vllm:prefix_cache_queries_total[]"] == 100
@@ -69,12 +77,15 @@ async def test_a_request_is_observed_when_it_ends(
     engine: FakeEngine, service: Service, metrics: Metrics, clock: Any
 ) -> None:
     engine.will_say("a", "b", finish="length")
+    clock.now_s += 7.0  # the server itself takes no time here
     generation = await service.generate(TEXT)
     with generation.lease():
         clock.now_s += 0.3
         assert isinstance(await anext(generation.events()), TextDelta)
         clock.now_s += 0.02
-        assert samples(metrics)["vllm:time_to_first_token_seconds_count[]"] == 0
+        seen = samples(metrics)
+        assert seen["vllm:time_to_first_token_seconds_count[]"] == 0
+        assert seen["vllm:prompt_tokens_total[]"] == 3  # counted when they are run
         await collect(generation)
     seen = samples(metrics)
     assert seen["vllm:request_success_total['length']"] == 1
@@ -84,7 +95,53 @@ async def test_a_request_is_observed_when_it_ends(
     assert seen["vllm:inter_token_latency_seconds_sum[]"] == pytest.approx(0.02)
     assert seen["vllm:e2e_request_latency_seconds_sum[]"] == pytest.approx(0.32)
     assert seen["vllm:request_time_per_output_token_seconds_sum[]"] == pytest.approx(0.02)
-    assert seen["vllm:iteration_tokens_total_count[]"] >= 1
+    assert seen["vllm:request_queue_time_seconds_sum[]"] == 0
+    assert seen["vllm:request_prefill_time_seconds_sum[]"] == pytest.approx(0.3)
+    assert seen["vllm:request_inference_time_seconds_sum[]"] == pytest.approx(0.32)
+    assert seen["vllm:request_max_num_generation_tokens_sum[]"] == 2
+
+
+async def test_the_time_in_the_engines_queue_is_not_prefill(
+    engine: FakeEngine, service: Service, metrics: Metrics, clock: Any
+) -> None:
+    engine.will_hang()
+    generation = await service.generate(TEXT)
+    clock.now_s += 0.5
+    generation._mailbox.put(SequenceOutput(1, pack_ids([97]), finish="length", queue_s=0.2))
+    await collect(generation)
+    seen = samples(metrics)
+    assert seen["vllm:request_queue_time_seconds_sum[]"] == pytest.approx(0.2)
+    assert seen["vllm:request_prefill_time_seconds_sum[]"] == pytest.approx(0.3)
+
+
+async def test_every_step_is_observed_once(
+    engine: FakeEngine, service: Service, metrics: Metrics
+) -> None:
+    for _ in range(3):
+        engine.will_say("a", "b")
+    answers = [collect(await service.generate(TEXT)) for _ in range(3)]
+    await asyncio.gather(*answers)
+    seen = samples(metrics)
+    assert seen["vllm:iteration_tokens_total_count[]"] == engine.stats.steps == 2
+    assert seen["vllm:iteration_tokens_total_sum[]"] == 6
+
+
+async def test_while_the_engine_is_gone(
+    engine: FakeEngine, service: Service, metrics: Metrics
+) -> None:
+    engine.will_hang("a")
+    with (await service.generate(TEXT)).lease():
+        metrics.render()
+        engine.stats.num_waiting = engine.stats.blocks_held = engine.stats.blocks_total = 5
+        engine.stats.preemptions = 7
+        engine.die()
+        text = metrics.render().decode()
+        seen = samples(metrics)
+    assert 'model_name="fake"' in text and 'model_name=""' not in text
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert seen[f"vllm:{name}[]"] == 0
+    assert seen["lmserve:kv_blocks['held']"] == 0
+    assert seen["vllm:num_preemptions_total[]"] == 7
 
 
 async def test_each_way_to_end_is_counted_once(

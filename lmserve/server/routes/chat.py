@@ -23,9 +23,10 @@ from lmserve.types import TextDelta
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     app = request.app
-    asked = await body.read(request, ChatCompletionRequest)
-    generation = await app[SERVICE].generate(asked.to_generate())
-    head = Head(f"chatcmpl-{uuid4().hex}", int(generation.created), generation.model)
+    timeout_s = app[SETTINGS].server.write_timeout_s
+    async with body.reading(request, ChatCompletionRequest) as asked:
+        generation = await app[SERVICE].generate(asked.to_generate())
+    head = Head(f"chatcmpl-{uuid4().hex}", generation.created, generation.model)
     with generation.lease():
         if asked.stream:
             encoder = ChatEncoder(head, include_usage=asked.include_usage)
@@ -33,11 +34,12 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
             return await sse.send(
                 request,
                 chunks,
-                app[SETTINGS].server.write_timeout_s,
+                timeout_s,
                 lambda write: generation.follow(lambda delta: write(encoder.delta(delta.text))),
             )
         text, done = await collect(generation)
-        return json_response(chat_response(head, text, done.finish_reason, done.usage))
+    answer = chat_response(head, text, done.finish_reason, done.usage)
+    return await sse.send_whole(request, json_response(answer), timeout_s)
 
 
 async def stream_chunks(

@@ -25,29 +25,26 @@ from lmserve.types import TextDelta, Usage
 
 async def completions(request: web.Request) -> web.StreamResponse:
     app = request.app
-    asked = await body.read(request, CompletionRequest)
+    timeout_s = app[SETTINGS].server.write_timeout_s
+    async with body.reading(request, CompletionRequest) as asked:
+        generations = await app[SERVICE].generate_all(asked.to_generate())
+    first = generations[0]
+    head = Head(f"cmpl-{uuid4().hex}", first.created, first.model)
     with ExitStack() as leases:
-        generations = []
-        for prompt in asked.to_generate():
-            generation = await app[SERVICE].generate(prompt)
+        for generation in generations:
             leases.enter_context(generation.lease())
-            generations.append(generation)
-        first = generations[0]
-        head = Head(f"cmpl-{uuid4().hex}", int(first.created), first.model)
         if asked.stream:
             encoder = CompletionEncoder(head, include_usage=asked.include_usage)
             chunks = stream_chunks(generations, encoder, asked.include_usage)
             follow = _follow(first, encoder) if len(generations) == 1 else None
-            timeout_s = app[SETTINGS].server.write_timeout_s
             return await sse.send(request, chunks, timeout_s, follow)
         answers = [await collect(generation) for generation in generations]
-        return json_response(
-            completion_response(
-                head,
-                [(text, done.finish_reason) for text, done in answers],
-                [done.usage for _, done in answers],
-            )
-        )
+    answer = completion_response(
+        head,
+        [(text, done.finish_reason) for text, done in answers],
+        [done.usage for _, done in answers],
+    )
+    return await sse.send_whole(request, json_response(answer), timeout_s)
 
 
 def _follow(generation: Generation, encoder: CompletionEncoder) -> sse.Follow:

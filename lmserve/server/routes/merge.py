@@ -12,8 +12,13 @@ T = TypeVar("T")
 async def merge(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T], None]:
     """Yields (index of the stream, item). The first failure ends it; no task outlives it.
 
-    No stream is read ahead of what was taken: a slow reader finds merged deltas.
+    No stream is read ahead of what was taken: a slow reader finds merged deltas, and one stream
+    alone has nobody waiting in it while its reader does something else.
     """
+    if len(streams) == 1:
+        async for item in streams[0]:
+            yield 0, item
+        return
     pending = {asyncio.create_task(_next(stream)): i for i, stream in enumerate(streams)}
     try:
         while pending:
@@ -24,8 +29,8 @@ async def merge(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int
                     item = task.result()
                 except StopAsyncIteration:
                     continue
-                pending[asyncio.create_task(_next(streams[index]))] = index
                 yield index, item
+                pending[asyncio.create_task(_next(streams[index]))] = index
     finally:
         for task in pending:
             task.cancel()
