@@ -7,6 +7,8 @@ ARGS   ?=
 
 # The torch of a CPU set-up: pinned in pyproject.toml, extra `cpu`.
 TORCH := $(shell sed -n 's/^cpu = .*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
+HAS_TORCH := from importlib.metadata import version; \
+	raise SystemExit(version("torch").partition("+")[0] != "$(subst torch==,,$(TORCH))")
 # Where pip takes torch from; empty: where pip is configured to look.
 TORCH_INDEX_URL ?=
 
@@ -54,10 +56,10 @@ clean: ## Remove .venv, caches and build outputs
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'lmserve needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }  # a half .venv would look whole
 
 $(SERVE_READY): pyproject.toml | $(BIN)/python
-	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	@if $(BIN)/python -c '$(HAS_TORCH)' 2>/dev/null; then :; \
 	elif [ -n '$(TORCH_INDEX_URL)' ]; then set -x; \
 		$(BIN)/python -m pip install --index-url '$(TORCH_INDEX_URL)' '$(TORCH)'; \
 	else $(BIN)/python -m pip install --quiet 'pip>=23.3' \

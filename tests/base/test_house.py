@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -68,6 +69,34 @@ def test_a_set_up_tree_is_not_set_up_again(tree: Path):
         (tree / ".venv" / name).touch()
     steps = make(tree, "-n", "serve")
     assert steps.split() == [".venv/bin/lmserve", "serve", "api_server"]
+
+
+def test_a_venv_that_fails_leaves_nothing_behind(tree: Path):
+    python = tree / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in "-m venv "*) mkdir -p "$3/bin"; touch "$3/bin/python"; exit 1;; esac\n'
+    )
+    python.chmod(0o755)
+    with pytest.raises(subprocess.CalledProcessError):
+        make(tree, "venv", f"PYTHON={python}")
+    assert not (tree / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "there"), [("2.13.0", True), ("2.13.0+cpu", True), ("2.12.1", False), (None, False)]
+)
+def test_torch_is_there_only_in_its_pinned_version(tree: Path, version: str | None, there: bool):
+    """The check that make prints, run where torch has this version."""
+    steps = make(tree, "-n", "serve")
+    check = re.search(r"-c '(from importlib.*?)' 2>", steps, re.DOTALL)
+    assert check is not None
+    if version is not None:
+        info = tree / f"torch-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    command = [sys.executable, "-S", "-c", check[1]]
+    assert (subprocess.run(command, cwd=tree, capture_output=True).returncode == 0) == there
 
 
 def test_ci_runs_make_test():

@@ -6,6 +6,7 @@ Run it on an idle machine: the figures under the answers are in the picture.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 from pathlib import Path
@@ -45,7 +46,7 @@ async def ask(page: Page, question: str, after: int) -> None:
 
 async def main() -> None:
     expect.set_options(timeout=MAX_WAIT_MS)
-    model = await asyncio.to_thread(resolve, None, cache_dir(None))
+    model = await asyncio.to_thread(resolve, None, cache_dir(os.environ.get("LMSERVE_CACHE_DIR")))
     settings = Settings(ServerSettings(), EngineSettings(model=str(model.path), session_len=2048))
     async with running_server(settings) as server, async_playwright() as playwright:
         await server.handle.wait_ready()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ MAX_ANSWER_MS = 120_000
 async def url() -> AsyncIterator[str]:
     """In place of the scripted engine's: the page opens while the model is still loading."""
     try:
-        model = await asyncio.to_thread(resolve, None, cache_dir(None))
+        folder = cache_dir(os.environ.get("LMSERVE_CACHE_DIR"))
+        model = await asyncio.to_thread(resolve, None, folder)
     except ModelError as error:
         pytest.skip(f"the built-in model cannot be had: {error}")
     settings = Settings(

@@ -1,0 +1,128 @@
+"""The embedded default model in the whole engine: 64 greedy tokens equal transformers' in
+float32; the dtype that is served makes sense, and its answers have the promised independence."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from lmserve.engine.core import EngineCore
+from lmserve.errors import ModelError
+from lmserve.messages import Submit, pack_ids, unpack_ids
+from lmserve.sampling import SamplingParams
+from lmserve.settings import EngineSettings
+from lmserve.weights import files
+
+pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
+NUM_TOKENS = 64
+PROMPTS = [
+    "The capital of France is",
+    "<|im_start|>user\nWrite three lines about the sea.<|im_end|>\n<|im_start|>assistant\n",
+    "def fibonacci(n):\n",
+]
+
+
+@cache
+def default_model() -> Path:
+    try:
+        return files.resolve(None, files.cache_dir(os.environ.get("LMSERVE_CACHE_DIR"))).path
+    except ModelError as error:
+        pytest.skip(f"the default model cannot be had: {error.message}")
+
+
+@cache
+def core_of(dtype: str, deterministic: bool = False) -> EngineCore:
+    core = EngineCore(
+        EngineSettings(
+            model=str(default_model()), dtype=dtype, device="cpu", deterministic=deterministic,
+            session_len=512, num_blocks=256, max_step_tokens=64,
+        )
+    )  # fmt: skip
+    core.load(lambda stage: None)
+    return core
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(core_of("float32")._runner.assets.tokenizer_file))
+
+
+def answers(core: EngineCore, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    sampling = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+    core.handle([Submit(i, pack_ids(ids), sampling) for i, ids in enumerate(prompts)])
+    tokens: list[list[int]] = [[] for _ in prompts]
+    while core.has_work():
+        for output in core.step().outputs:
+            assert output.error is None
+            tokens[output.rid] += unpack_ids(output.token_ids)
+    core.cache.check()
+    assert core.cache.counts().held == 0
+    return tokens
+
+
+def golden(prompt: list[int], module: transformers.PreTrainedModel) -> list[int]:
+    out = module.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        max_new_tokens=NUM_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+def transformers_model() -> transformers.PreTrainedModel:
+    """The file as transformers itself reads it."""
+    path = default_model()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        gguf_file=path.name,
+        dtype=torch.float32,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+    ).eval()
+
+
+def test_float32_equals_transformers_batched_alone_chunked_and_with_prefix_hits():
+    core = core_of("float32")
+    prompts = [tokenizer().encode(text).ids for text in PROMPTS]
+    module = transformers_model()
+    expected = [golden(prompt, module) for prompt in prompts]
+    assert answers(core, prompts, NUM_TOKENS) == expected
+    hits = core.cache.prefix_hits
+    assert answers(core, prompts[1:2], NUM_TOKENS) == expected[1:2]  # alone, on cached KV
+    assert core.cache.prefix_hits > hits
+    long = prompts[0] + expected[0] + prompts[2] + expected[2]  # more than a step's budget
+    assert answers(core, [long], 8) == [golden(long, module)[:8]]
+
+
+def test_the_served_dtype_knows_the_capital_of_france():
+    core = core_of("auto")
+    (answer,) = answers(core, [tokenizer().encode(PROMPTS[0]).ids], 8)
+    assert "Paris" in tokenizer().decode(answer)
+
+
+def test_a_neighbours_content_changes_nothing_at_equal_row_counts():
+    """In the dtype that is served: other neighbours of the same lengths, the same bits."""
+    core = core_of("auto")
+    prompts = [tokenizer().encode(text).ids for text in PROMPTS]
+    answer = answers(core, prompts, 24)[0]
+    others = [[(token * 7 + 3) % 40000 for token in prompt] for prompt in prompts[1:]]
+    core.cache.clear()
+    assert answers(core, [prompts[0], *others], 24)[0] == answer
+
+
+def test_deterministic_answers_do_not_depend_on_the_batch_at_all():
+    core = core_of("auto", deterministic=True)
+    prompts = [tokenizer().encode(text).ids for text in PROMPTS]
+    together = answers(core, prompts, 24)
+    assert answers(core, prompts[::-1], 24)[::-1] == together  # on cached KV
+    core.cache.clear()
+    assert [answers(core, [prompt], 24)[0] for prompt in prompts] == together
