@@ -175,4 +175,4 @@ def _share_the_cores() -> None:
     ten times as long. Sleeping at once makes the steps of a quiet machine half as long again.
     OpenMP reads this once, when torch is first imported; a user's own choice stands."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from lmserve.models.norm import RMSNorm
 from lmserve.models.rope import Rope, rotate
 from lmserve.models.source import Source
 
+LOADERS = max(1, min(4, torch.get_num_threads()))  # layers converted at once
 GRAIN = 32768  # elements that torch computes in one thread
 VECTOR = 32  # elements in the widest step of its vector loops
 
@@ -38,10 +41,17 @@ class Decoder(Model):
     def __init__(self, config: ModelConfig, source: Source):
         self.config = config
         self.numerics = source.numerics
-        self.embed, self.head = embedding_and_head(
-            source, config.vocab_size, config.hidden_size, config.tied_embeddings
-        )
-        self.layers = [_layer(config, source, index) for index in range(config.num_layers)]
+        # most of a start is spent converting weights: the head and the layers side by side
+        with ThreadPoolExecutor(LOADERS, thread_name_prefix="weights") as pool:
+            ends = pool.submit(
+                embedding_and_head,
+                source,
+                config.vocab_size,
+                config.hidden_size,
+                config.tied_embeddings,
+            )
+            self.layers = list(pool.map(partial(_layer, config, source), range(config.num_layers)))
+            self.embed, self.head = ends.result()
         self.norm = RMSNorm(source.tensor("model.norm.weight", config.hidden_size), config.norm_eps)
         self.info = ModelInfo(
             architecture=config.architecture,

@@ -29,12 +29,15 @@ Weight: TypeAlias = torch.Tensor | GGMLTensor
 
 
 class Source:
-    """Reads each tensor once; counts parameters and notes the forms the weights have."""
+    """Reads each tensor once; counts parameters and notes the forms the weights have.
+
+    Layers may be read from several threads at once.
+    """
 
     def __init__(self, checkpoint: Checkpoint, numerics: Numerics):
         self.numerics = numerics
-        self.num_parameters = 0
-        self.forms: dict[str, None] = {}  # an ordered set
+        self.forms: set[str] = set()
+        self._sizes: list[int] = []  # of the tensors read
         self._checkpoint = checkpoint
         self._names = frozenset(checkpoint.names())
         self._unread = set(self._names)
@@ -42,7 +45,11 @@ class Source:
     @property
     def label(self) -> str:
         """For people: "int8 (q4_1) + float32"."""
-        return " + ".join(self.forms)
+        return " + ".join(sorted(self.forms))
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self._sizes)
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -56,7 +63,7 @@ class Source:
             raise ModelError(
                 f"tensor {name!r} has shape {tuple(weight.shape)}, but config.json asks for {shape}"
             )
-        self.num_parameters += math.prod(shape)
+        self._sizes.append(math.prod(shape))
         self._unread.discard(name)
         return weight
 
@@ -93,7 +100,7 @@ class Source:
         return self.linear_of(weights, biases)
 
     def dense_linear(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-        self.forms.setdefault(str(weight.dtype).removeprefix("torch."))
+        self.forms.add(str(weight.dtype).removeprefix("torch."))
         form = TiledLinear if self.numerics.deterministic else DenseLinear
         return form(weight, bias)
 
@@ -113,7 +120,7 @@ class Source:
         kinds = ", ".join(dict.fromkeys(weight.type.lower() for weight in weights))
         many = Int8Linear(*to_int8(weights), bias)
         few = None if self.numerics.deterministic else to_int4(weights, bias)
-        self.forms.setdefault(f"{'int8' if few is None else 'int4, int8'} ({kinds})")
+        self.forms.add(f"{'int8' if few is None else 'int4, int8'} ({kinds})")
         return many if few is None else RowCountLinear(few, many)
 
 
@@ -126,7 +133,7 @@ def to_int8(weights: list[GGMLTensor]) -> tuple[torch.Tensor, torch.Tensor]:
     start = 0
     for piece in (piece for weight in weights for piece in weight.pieces()):
         rows = slice(start, start := start + len(piece))
-        scale = torch.linalg.vector_norm(piece, torch.inf, dim=1).clamp_min_(SMALLEST)
+        scale = piece.abs().amax(1).clamp_min_(SMALLEST)
         codes[rows] = piece.mul_((WEIGHT_LEVELS / scale)[:, None]).round_()
         scales[rows] = scale / WEIGHT_LEVELS
     return codes, scales

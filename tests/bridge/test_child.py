@@ -226,7 +226,7 @@ async def test_restarting_can_be_turned_off(make_bench: Callable[..., Bench]) ->
 
 @pytest.mark.parametrize(
     ("chosen", "spins"),
-    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")],
+    [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")],
 )
 async def test_waiting_threads_spin_briefly_unless_told_otherwise(
     make_bench: Callable[..., Bench],

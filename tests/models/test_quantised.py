@@ -158,7 +158,7 @@ def test_a_packed_model_answers_and_says_what_it_is_made_of():
         checkpoint.tensors["model.embed_tokens.weight"], "Q8_0"
     )
     model = build(checkpoint, "", PACKED)
-    assert model.info.weights == "int8 (q8_0) + int4, int8 (q4_1)"
+    assert model.info.weights == "int4, int8 (q4_1) + int8 (q8_0)"
     assert model.info.num_parameters == sum(p.numel() for p in module.parameters())
     prompts = prompts_of(97, [3, 50])
     runner, exact = runner_of(model, PACKED), runner_of(build(checkpoint, "", FLOAT32))

@@ -6,7 +6,7 @@ without unpacking anything. The layouts are ggml's; `gguf.quants` is the oracle 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -75,15 +75,6 @@ class GGMLTensor:
         return Int4Weight(
             codes.view(rows, columns).to(torch.int32), pairs.transpose(0, 1).contiguous()
         )
-
-
-def cat_rows(tensors: Sequence[GGMLTensor]) -> GGMLTensor:
-    """Stacks matrices of one type and width: merged QKV, merged gate and up."""
-    first = tensors[0]
-    if any(t.type != first.type or t.shape[1] != first.shape[1] for t in tensors):
-        raise ValueError("cat_rows needs tensors of one type and width")
-    data = torch.cat([t.data for t in tensors])
-    return GGMLTensor(first.type, data, (data.shape[0], first.shape[1]))
 
 
 def unpack(type_name: str, data: Tensor) -> Tensor:
