@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 
 import uvloop
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from lmserve.bridge.handle import EngineHandle
 from lmserve.bridge.select import make_handle
@@ -115,6 +117,7 @@ async def running_server(
             handler_cancellation=True,
             auto_decompress=False,  # no bombs: `lmserve.server.body` refuses compressed bodies
             access_log=None,  # `lmserve.server.middlewares` writes it
+            logger=wire_logger(),
             shutdown_timeout=HANDLER_GRACE_S,
         )
         try:
@@ -125,6 +128,26 @@ async def running_server(
             await runner.cleanup()
     finally:
         listener.close()
+
+
+class Malformed(logging.Filter):
+    """What is no HTTP is the client's mistake, told to it as 400: one line here, no traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+            problem = str(record.exc_info[1].message).partition("\n")[0]
+            record.msg, record.args = f"{record.getMessage()}: not HTTP: {problem}", ()
+            record.exc_info = None
+            record.levelno, record.levelname = logging.INFO, "INFO"
+        return True
+
+
+def wire_logger() -> logging.Logger:
+    """aiohttp's own, less what any stranger could fill the log with."""
+    logger = logging.getLogger("aiohttp.server")
+    if not any(isinstance(each, Malformed) for each in logger.filters):
+        logger.addFilter(Malformed())
+    return logger
 
 
 def bind(settings: ServerSettings) -> socket.socket:

@@ -42,6 +42,8 @@ def resolve(model: str | None, cache: Path) -> ResolvedModel:
             check_directory(path, str(path))
             return ResolvedModel(path, path.resolve().name)
         if path.exists():
+            if not path.is_file():  # a pipe would never end
+                raise ModelError(f"{model} is neither a directory nor a file; give a .gguf file")
             check_gguf(path)
             return ResolvedModel(path, QUANTISATION.sub("", path.stem))
     except OSError as error:

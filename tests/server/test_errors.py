@@ -229,3 +229,18 @@ async def test_the_access_log(client: TestClient, caplog: pytest.LogCaptureFixtu
     line = next(r.getMessage() for r in caplog.records if r.name == "lmserve.access")
     assert line.startswith("GET /version 200 ")
     assert line.endswith(" seen")
+
+
+async def test_what_is_no_http_is_one_line_in_the_log(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with caplog.at_level("INFO"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400"))
+    (record,) = [record for record in caplog.records if record.name == "aiohttp.server"]
+    assert record.levelname == "INFO" and record.exc_info is None
+    assert "not HTTP" in record.getMessage() and "\n" not in record.getMessage()

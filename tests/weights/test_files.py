@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -142,3 +143,9 @@ def test_the_default_is_asked_of_its_own_module(
 ) -> None:
     monkeypatch.setattr(files.default, "fetch", lambda cache: cache / "x.gguf")
     assert resolve(None, tmp_path) == ResolvedModel(tmp_path / "x.gguf", "SmolLM2-135M-Instruct")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ModelError, match="neither a directory nor a file"):
+        files.resolve(str(tmp_path / "pipe.gguf"), tmp_path)
