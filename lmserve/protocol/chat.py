@@ -37,12 +37,6 @@ class ChatMessage(Struct, kw_only=True):
     tool_call_id: Annotated[str | None, Meta(description="Given to the chat template.")] = None
 
 
-class ResponseFormat(Struct, kw_only=True):
-    """The form of the answer."""
-
-    type: Annotated[str, Meta(description="`text`; other forms are not served yet.")]
-
-
 class ChatCompletionRequest(SamplingFields, kw_only=True):
     """A conversation to answer."""
 
@@ -77,13 +71,6 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     function_call: Annotated[
         str | dict[str, Any] | None,
         Meta(description="Not served yet.", extra={UNSERVED: ("none", "auto")}),
-    ] = None
-    response_format: Annotated[
-        ResponseFormat | None,
-        Meta(
-            description="`text` only; others are not served yet.",
-            extra={UNSERVED: (ResponseFormat(type="text"),)},
-        ),
     ] = None
     logprobs: Annotated[
         bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})

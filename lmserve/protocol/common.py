@@ -25,6 +25,12 @@ class StreamOptions(Struct, kw_only=True):
     ] = None
 
 
+class ResponseFormat(Struct, kw_only=True):
+    """The form of the answer."""
+
+    type: Annotated[str, Meta(description="`text`; other forms are not served yet.")]
+
+
 class SamplingFields(Struct, kw_only=True):
     """Fields of every generating request."""
 
@@ -90,6 +96,13 @@ class SamplingFields(Struct, kw_only=True):
         int | None, Meta(description="Accepted for LMDeploy's clients; each call stands alone.")
     ] = None
 
+    response_format: Annotated[
+        ResponseFormat | None,
+        Meta(
+            description="`text` only; others are not served yet.",
+            extra={UNSERVED: (ResponseFormat(type="text"),)},
+        ),
+    ] = None
     n: Annotated[
         int | None,
         Meta(description="Answers wanted. More than 1: not served yet.", extra={UNSERVED: (1,)}),

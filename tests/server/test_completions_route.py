@@ -163,3 +163,10 @@ async def test_merge_leaves_no_task() -> None:
     assert await anext(merged) == (1, 0)
     await merged.aclose()
     assert asyncio.all_tasks() == before
+
+
+async def test_a_form_that_is_not_served_is_refused_and_not_ignored(client: TestClient) -> None:
+    body = {"prompt": "hi", "response_format": {"type": "json_object"}}
+    response = await client.post("/v1/completions", json=body)
+    assert response.status == 400
+    assert (await response.json())["error"]["param"] == "response_format"
