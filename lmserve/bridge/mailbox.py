@@ -101,11 +101,8 @@ class Mailbox:
         chunks, self._chunks = self._chunks, []
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         one = len(data) == 4  # nearly always, while the reader keeps up
-        delivery = Delivery(
-            token_ids=[int.from_bytes(data, "little")] if one else unpack_ids(data),
-            num_cached_tokens=self._num_cached_tokens,
-            queue_s=self._queue_s,
-        )
+        token_ids = [int.from_bytes(data, "little")] if one else unpack_ids(data)
+        delivery = Delivery(token_ids, self._num_cached_tokens, self._queue_s)
         if self._terminal is not None:
             delivery.finish = self._terminal.finish
             delivery.stop_token_id = self._terminal.stop_token_id

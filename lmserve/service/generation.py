@@ -173,22 +173,26 @@ class Generation:
     def _take(self, delivery: Delivery) -> TextDelta | None:
         """What a delivery adds to the text. Ends the generation where it says so."""
         output, token_ids = self._output, delivery.token_ids
-        self._num_cached_tokens = max(self._num_cached_tokens, delivery.num_cached_tokens)
         if token_ids:
+            self._num_cached_tokens = delivery.num_cached_tokens
             self._observe(delivery)
         ended_by = delivery.stop_token_id if delivery.finish == "stop" else None
         num_hidden = 1 if token_ids and token_ids[-1] == ended_by else 0
         before = output.num_tokens
         text = output.push(token_ids[:-1] if num_hidden else token_ids)
-        self._held_ids += token_ids[: output.num_tokens - before]
+        num_used = output.num_tokens - before
+        if num_used < len(token_ids):
+            token_ids = token_ids[:num_used]
         if delivery.finish is not None and output.stop is None:
             text += output.end(num_hidden)
         if output.stop is not None or delivery.finish is not None:
             self._end(self._outcome_of(delivery))
         if not text:
+            self._held_ids += token_ids
             return None
-        shown, self._held_ids = self._held_ids, []
-        return TextDelta(text, shown)
+        if self._held_ids:
+            token_ids, self._held_ids = self._held_ids + token_ids, []
+        return TextDelta(text, token_ids)
 
     def _outcome_of(self, delivery: Delivery) -> Done | EngineError:
         stop: str | int | None = self._output.stop
