@@ -37,11 +37,11 @@ def default_model() -> Path:
 
 
 @cache
-def core_of(dtype: str, deterministic: bool = False) -> EngineCore:
+def core_of(dtype: str, deterministic: bool = False, num_blocks: int = 256) -> EngineCore:
     core = EngineCore(
         EngineSettings(
             model=str(default_model()), dtype=dtype, device="cpu", deterministic=deterministic,
-            session_len=512, num_blocks=256, max_step_tokens=64,
+            session_len=min(512, 16 * num_blocks), num_blocks=num_blocks, max_step_tokens=64,
         )
     )  # fmt: skip
     core.load(lambda stage: None)
@@ -66,8 +66,9 @@ def answers(core: EngineCore, prompts: list[list[int]], num_tokens: int) -> list
     return tokens
 
 
-def golden(prompt: list[int], module: transformers.PreTrainedModel) -> list[int]:
-    out = module.generate(
+@cache
+def golden(*prompt: int) -> list[int]:
+    out = transformers_model().generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
         max_new_tokens=NUM_TOKENS,
@@ -78,6 +79,7 @@ def golden(prompt: list[int], module: transformers.PreTrainedModel) -> list[int]
     return out[0, len(prompt) :].tolist()
 
 
+@cache
 def transformers_model() -> transformers.PreTrainedModel:
     """The file as transformers itself reads it."""
     path = default_model()
@@ -93,14 +95,20 @@ def transformers_model() -> transformers.PreTrainedModel:
 def test_float32_equals_transformers_batched_alone_chunked_and_with_prefix_hits():
     core = core_of("float32")
     prompts = [tokenizer().encode(text).ids for text in PROMPTS]
-    module = transformers_model()
-    expected = [golden(prompt, module) for prompt in prompts]
+    expected = [golden(*prompt) for prompt in prompts]
     assert answers(core, prompts, NUM_TOKENS) == expected
     hits = core.cache.prefix_hits
     assert answers(core, prompts[1:2], NUM_TOKENS) == expected[1:2]  # alone, on cached KV
     assert core.cache.prefix_hits > hits
     long = prompts[0] + expected[0] + prompts[2] + expected[2]  # more than a step's budget
-    assert answers(core, [long], 8) == [golden(long, module)[:8]]
+    assert answers(core, [long], 8) == [golden(*long)[:8]]
+
+
+def test_float32_equals_transformers_preempted_and_resumed():
+    core = core_of("float32", num_blocks=9)  # of 16 tokens: not even two of the three fit
+    prompts = [tokenizer().encode(text).ids for text in PROMPTS]
+    assert answers(core, prompts, NUM_TOKENS) == [golden(*prompt) for prompt in prompts]
+    assert core.scheduler.num_preemptions > 0
 
 
 def test_the_served_dtype_knows_the_capital_of_france():
