@@ -50,8 +50,9 @@ class Decoder(Model):
                 config.hidden_size,
                 config.tied_embeddings,
             )
-            self.layers = list(pool.map(partial(_layer, config, source), range(config.num_layers)))
+            layers = pool.map(partial(_layer, config, source), range(config.num_layers))
             self.embed, self.head = ends.result()
+            self.layers = list(layers)
         self.norm = RMSNorm(source.tensor("model.norm.weight", config.hidden_size), config.norm_eps)
         self.info = ModelInfo(
             architecture=config.architecture,
