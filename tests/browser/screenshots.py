@@ -47,7 +47,10 @@ async def ask(page: Page, question: str, after: int) -> None:
 async def main() -> None:
     expect.set_options(timeout=MAX_WAIT_MS)
     model = await asyncio.to_thread(resolve, None, cache_dir(os.environ.get("LMSERVE_CACHE_DIR")))
-    settings = Settings(ServerSettings(), EngineSettings(model=str(model.path), session_len=2048))
+    settings = Settings(
+        ServerSettings(model_name=model.name),
+        EngineSettings(model=str(model.path), session_len=2048),
+    )
     async with running_server(settings) as server, async_playwright() as playwright:
         await server.handle.wait_ready()
         browser = await playwright.chromium.launch(
