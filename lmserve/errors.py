@@ -4,12 +4,19 @@
     ├── RequestError            400  the caller's mistake; says which field and what to do
     │   ├── InvalidField        400  a field has a wrong type, range or combination
     │   ├── PromptTooLong       400  the prompt does not fit the context
+    │   │   └── SessionFull     400  the session and the prompt leave no room for an answer
     │   ├── BodyTooLarge        413  the body is over the limit
     │   ├── NotFound            404  no route has this path
     │   ├── MethodNotAllowed    405  the route exists, but not for this method
-    │   └── ModelNotFound       404  the model named is not served here
+    │   ├── ModelNotFound       404  the model named is not served here
+    │   ├── Unauthorized        401  no key, or a wrong one
+    │   ├── SessionBusy         409  the session is being answered, or was ended meanwhile
+    │   ├── SessionLost         410  the session was forgotten; told once, then it begins anew
+    │   └── NotEnabled          400  the server was started without the flag for this
     ├── Overloaded              429  a limit is reached; `retry_after_s` says when to come back
+    ├── NotServed               501  the server was started without what this route needs
     ├── EngineUnavailable       503  the engine is loading, restarting or gone
+    ├── StoreError              500  what should be kept could not be written or read
     ├── EngineError             500  the engine failed this request, and only this one
     │   └── EngineDied          500  the engine process died while the request ran
     └── SetupError                   the command cannot start; one line, exit code 1
@@ -56,6 +63,18 @@ class PromptTooLong(RequestError):
 
     code = "context_length_exceeded"
 
+    def __init__(self, message: str, *, param: str | None = None, num_tokens: int = 0):
+        super().__init__(message, param=param)
+        self.num_tokens = num_tokens  # the prompt's length, where it was counted
+
+
+class SessionFull(PromptTooLong):
+    """The session and the new prompt leave no room for an answer."""
+
+    def __init__(self, message: str, *, num_tokens: int = 0, history_tokens: int = 0):
+        super().__init__(message, param="prompt", num_tokens=num_tokens)
+        self.history_tokens = history_tokens  # of `num_tokens`, in the session already
+
 
 class BodyTooLarge(RequestError):
     """The request body is larger than the server reads."""
@@ -86,6 +105,34 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
 
+class Unauthorized(RequestError):
+    """The call brings no API key, or one that is not known."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class SessionBusy(RequestError):
+    """The session is being answered and the settings say not to wait, or it ended meanwhile."""
+
+    status = 409
+    code = "session_busy"
+
+
+class SessionLost(RequestError):
+    """The session was forgotten: too old, or too many others. Told once."""
+
+    status = 410
+    code = "session_lost"
+
+
+class NotEnabled(RequestError):
+    """The server was started without the flag that allows this."""
+
+    code = "not_enabled"
+
+
 class Overloaded(LmserveError):
     """A limit is reached; the same request may pass later."""
 
@@ -98,12 +145,25 @@ class Overloaded(LmserveError):
         self.retry_after_s = retry_after_s
 
 
+class NotServed(LmserveError):
+    """The server was started without what this route needs, told as LMDeploy tells it."""
+
+    status = 501
+    code = "not_enabled"
+
+
 class EngineUnavailable(LmserveError):
     """The engine is loading, restarting or stopped, or did not answer in time."""
 
     status = 503
     code = "engine_unavailable"
     retry_after_s = 1
+
+
+class StoreError(LmserveError):
+    """What should be kept could not be written or read: the disk is full, damaged, read-only."""
+
+    code = "store_error"
 
 
 class EngineError(LmserveError):

@@ -20,14 +20,16 @@ def setting(
     above: float | None = None,
     pattern: str | None = None,
     form: str = "text",
+    secret: bool = False,
 ) -> Any:
     """A dataclass field that carries its documentation and what it accepts.
 
     Numbers: `least` and `most` are allowed themselves, `above` is not. Text: `pattern` is a
-    regular expression for all of it, `form` the same in words. `lmserve.cli.fields` checks them.
+    regular expression for all of it (of each item, in a list), `form` the same in words.
+    `lmserve.cli.fields` checks them. `secret`: the value is never shown.
     """
     limits = {"least": least, "most": most, "above": above, "pattern": pattern, "form": form}
-    return field(default=default, metadata={"doc": doc, **limits})
+    return field(default=default, metadata={"doc": doc, "secret": secret, **limits})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,50 @@ class ServerSettings:
     )
     server_port: int = setting(23333, "port to listen on; 0 picks a free one", least=0, most=65535)
     model_name: str | None = setting(None, "name clients use; default: the model's own")
+    api_keys: tuple[str, ...] = setting(
+        (),
+        "keys, one of which every call must bring; default: anyone may call",
+        pattern=r"[\x21-\x7e]{1,256}",
+        form="printable ASCII without spaces",
+        secret=True,
+    )
+    ssl: bool = setting(False, "serve HTTPS, with the files in $SSL_KEYFILE and $SSL_CERTFILE")
+    allow_origins: tuple[str, ...] = setting(
+        (), "origins of other web pages that may call, or *; default: none", pattern=r"\S+"
+    )
+    allow_methods: tuple[str, ...] = setting(
+        ("*",), "methods they may use, or *", pattern=r"\*|[A-Za-z]+", form="a method or *"
+    )
+    allow_headers: tuple[str, ...] = setting(
+        ("*",), "headers they may send, or *", pattern=r"\*|[\w-]+", form="a header's name or *"
+    )
+    allow_credentials: bool = setting(False, "whether they may send cookies and credentials")
+    allow_terminate_by_client: bool = setting(False, "let GET /terminate end the server")
+    enable_abort_handling: bool = setting(False, "let POST /abort_request end answers")
+    docs: bool = setting(True, "serve the pages and /openapi.json")
+    metrics: bool = setting(True, "serve /metrics")
+    chat_template: str | None = setting(
+        None,
+        "a chat template's name, or its file (.jinja, or LMDeploy's .json); default: the model's",
+    )
+    meta_instruction: str | None = setting(
+        None, "what the model is told first, where a conversation brings no system message"
+    )
+    cap: Literal["chat", "completion", "python"] = setting(
+        "chat", "what a prompt of /v1/chat/interactive becomes: a chat, or text to go on with"
+    )
+    proxy_url: str | None = setting(
+        None,
+        "a distributor (`lmserve serve proxy`) to register with",
+        pattern=r"https?://\S+",
+        form="an http(s) URL",
+    )
+    advertise_url: str | None = setting(
+        None,
+        "the URL under which that distributor reaches this server; default: where it listens",
+        pattern=r"https?://\S+",
+        form="an http(s) URL",
+    )
     max_body_bytes: int = setting(8 * 2**20, "largest request body read", least=1024)
     max_queued_requests: int = setting(1024, "requests waiting or running before 429", least=1)
     max_queued_tokens: int = setting(4 * 2**20, "their prompt tokens before 429", least=1)
@@ -52,6 +98,16 @@ class ServerSettings:
 class EngineSettings:
     model: str | None = setting(
         None, "a directory, a .gguf file or a hub id; default: the embedded SmolLM2-135M-Instruct"
+    )
+    revision: str | None = setting(
+        None, "branch, tag or commit of a hub id; default: its main branch", pattern=r"[\w./-]+"
+    )
+    generation_config: str = setting(
+        "auto",
+        "the sampling that applies where a request names none; auto: the model's own, lmdeploy: "
+        "none of it, else the directory of another generation_config.json",
+        pattern=r".+",
+        form="auto, lmdeploy or a directory",
     )
     engine: Literal["child", "thread", "mock"] = setting(
         "child", "where the engine runs: a child process, a thread, or a mock without a model"
@@ -109,12 +165,35 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SessionSettings:
+    data_dir: str | None = setting(
+        None, "where conversations are kept; default: the user's data directory"
+    )
+    session_ttl_s: float = setting(
+        7 * 86400.0, "a conversation without a turn for this long is forgotten", above=0
+    )
+    max_sessions: int = setting(
+        10_000, "conversations kept; the one unused longest makes room", least=1
+    )
+    max_session_tokens: int = setting(
+        64 * 2**20, "their tokens in all; the one unused longest makes room", least=1
+    )
+    session_busy: Literal["wait", "refuse"] = setting(
+        "wait", "a call for a conversation that is being answered waits its turn, or gets 409"
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level logged")
+    max_log_len: int = setting(
+        0, "characters of each prompt logged, at level debug; 0 is none", least=0
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -9,6 +9,15 @@ FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """What an earlier turn of a conversation ran: the first `num_messages` messages of the next
+    request, the last of them an answer, became exactly these tokens (without its end token)."""
+
+    token_ids: list[int]
+    num_messages: int
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One answer to produce, as a route hands it to the service.
 
@@ -18,6 +27,7 @@ class GenerateRequest:
 
     model: str | None = None
     messages: list[dict[str, Any]] | None = None  # rendered through the chat template
+    history: History | None = None  # of `messages`: only what follows it is rendered
     text: str | None = None  # tokenised as it is
     token_ids: list[int] | None = None
     temperature: float | None = None
@@ -37,6 +47,9 @@ class GenerateRequest:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     # `prompt`, `max_tokens` or `min_tokens` to the client's name of it, where it has another
     params: dict[str, str] = field(default_factory=dict)
+    # who asks ("" where no keys are set) and the client's handle to end the answer by
+    owner: str = ""
+    session_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

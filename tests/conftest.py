@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -52,9 +53,17 @@ def chromium() -> str:
     return path
 
 
+@pytest.fixture(scope="session")
+def data_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests keep what a user's data directory would hold."""
+    return tmp_path_factory.mktemp("data-home")
+
+
 @pytest.fixture(autouse=True)
-def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of whoever runs the tests change no test. The model cache stays."""
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, data_home: Path) -> None:
+    """The settings of whoever runs the tests change no test, and no test their data. The model
+    cache stays."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(data_home))
     for name in os.environ:
         if name.startswith("LMSERVE_") and name != "LMSERVE_CACHE_DIR":
             monkeypatch.delenv(name)

@@ -13,11 +13,12 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lmserve.settings import EngineSettings, LogSettings, ServerSettings
+from lmserve.settings import EngineSettings, LogSettings, ServerSettings, SessionSettings
 
 SECTIONS: dict[str, type] = {
     "server": ServerSettings,
     "engine": EngineSettings,
+    "sessions": SessionSettings,
     "log": LogSettings,
 }
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -31,7 +32,7 @@ class WrongValue(ValueError):
 class SettingField:
     section: str
     name: str
-    type: type  # str, int, float or bool
+    type: type  # str, int, float, bool, or tuple for a list of texts
     choices: tuple[str, ...]  # allowed texts; empty: any
     default: Any
     doc: str
@@ -40,6 +41,7 @@ class SettingField:
     above: float | None
     pattern: str | None
     form: str
+    secret: bool
 
     @property
     def env(self) -> str:
@@ -50,9 +52,12 @@ class SettingField:
         return "--" + self.name.replace("_", "-")
 
     def parse(self, text: str) -> Any:
-        """The value that `text`, from a flag or the environment, stands for."""
+        """The value that `text`, from a flag or the environment, stands for. Items of a list are
+        separated by commas or blanks."""
         if self.type is bool:
             return self.check(_parse_bool(text))
+        if self.type is tuple:
+            return self.check(tuple(re.split(r"[,\s]+", text.strip(", \t\n"))))
         try:
             return self.check(self.type(text))
         except WrongValue:
@@ -64,11 +69,15 @@ class SettingField:
         """The value itself, checked for type and range. A whole number passes for a float."""
         if self.type is float and type(value) is int:
             value = float(value)
+        if self.type is tuple and isinstance(value, list):
+            value = tuple(value)
         if type(value) is not self.type or not self._in_range(value):
             raise WrongValue(self._refusal(value))
         return value
 
     def _in_range(self, value: Any) -> bool:
+        if isinstance(value, tuple):
+            return all(isinstance(item, str) and self._in_range(item) for item in value)
         if isinstance(value, str):
             return (not self.choices or value in self.choices) and (
                 self.pattern is None or re.fullmatch(self.pattern, value) is not None
@@ -81,7 +90,7 @@ class SettingField:
         )
 
     def _refusal(self, value: Any) -> str:
-        return f"must be {self.accepts}, not {value!r}"
+        return f"must be {self.accepts}" + ("" if self.secret else f", not {value!r}")
 
     @property
     def accepts(self) -> str:
@@ -92,6 +101,8 @@ class SettingField:
             return "one of " + ", ".join(self.choices)
         if self.type is str:
             return self.form
+        if self.type is tuple:
+            return f"a list, each {self.form}"
         limits = (("above", self.above), ("at least", self.least), ("at most", self.most))
         words = [f"{word} {limit}" for word, limit in limits if limit is not None]
         number = "a whole number" if self.type is int else "a number"
@@ -119,9 +130,10 @@ def catalogue() -> dict[str, SettingField]:
 
 
 def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
-    """`int | None` is (int, ()); `Literal["a", "b"]` is (str, ("a", "b"))."""
+    """`int | None` is (int, ()); `Literal["a", "b"]` is (str, ("a", "b")); `tuple[str, ...]` is
+    (tuple, ())."""
     if get_origin(hint) is types.UnionType:
         (hint,) = (arg for arg in get_args(hint) if arg is not type(None))
     if get_origin(hint) is Literal:
         return str, get_args(hint)
-    return hint, ()
+    return get_origin(hint) or hint, ()

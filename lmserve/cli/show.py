@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from lmserve.cli.fields import SECTIONS, catalogue
+from lmserve.cli.fields import SECTIONS, SettingField, catalogue
+from lmserve.cli.lists import ListsCommand
 from lmserve.cli.options import load_options, setting_options
 
 
@@ -17,14 +18,17 @@ def config() -> None:
     """Look at the settings."""
 
 
-@config.command()
+@config.command(cls=ListsCommand)
 @setting_options(*SECTIONS)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def show(as_json: bool, **options: Any) -> None:
     """Print each setting, its value and its origin. Takes the flags of `serve` as well."""
     loaded = load_options(options)
     sections = asdict(loaded.settings)
-    values = {field.name: sections[field.section][field.name] for field in catalogue().values()}
+    values = {
+        field.name: _shown(field, sections[field.section][field.name])
+        for field in catalogue().values()
+    }
     if as_json:
         described = {
             name: {"value": value, "origin": loaded.origins[name]} for name, value in values.items()
@@ -40,3 +44,8 @@ def show(as_json: bool, **options: Any) -> None:
             click.echo(f"[{section}]")
         name = field.name
         click.echo(f"{name:{name_width}}  {shown[name]:{value_width}}  {loaded.origins[name]}")
+
+
+def _shown(field: SettingField, value: Any) -> Any:
+    """The value, unless it is nobody's business."""
+    return "(set)" if field.secret and value else value
