@@ -24,7 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from lmserve.bridge import assets
-from lmserve.bridge.handle import EngineHandle, Health, State
+from lmserve.bridge.handle import ASLEEP, EngineHandle, Health, State
 from lmserve.bridge.mailbox import Mailbox
 from lmserve.errors import EngineError, EngineUnavailable
 from lmserve.messages import EngineInfo, EngineStats, SequenceOutput, Submit, pack_ids
@@ -90,7 +90,7 @@ class FakeEngine(EngineHandle):
         self._unschedule()
 
     def resume(self) -> None:
-        """Ends `hang`; after `die`, the engine is ready again."""
+        """Ends `hang`; after `die` or `sleep`, the engine is ready again."""
         self.info = self._make_info()
         self._set_state("ready")
         self._schedule()
@@ -121,7 +121,7 @@ class FakeEngine(EngineHandle):
 
     def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
         if self._state not in ("ready", "stuck"):
-            raise EngineUnavailable(f"the engine is not ready ({self._state})")
+            raise self._unavailable()
         rid = next(self._rids)
         if self._record:
             self.submits.append(Submit(rid, pack_ids(token_ids), sampling, priority))
@@ -146,7 +146,7 @@ class FakeEngine(EngineHandle):
         if self._state == "stuck":
             raise EngineUnavailable(f"the engine did not answer {verb!r}")
         if self._state != "ready":
-            raise EngineUnavailable(f"the engine is not ready ({self._state})")
+            raise self._unavailable()
         match verb:
             case "ping":
                 return "pong"
@@ -157,8 +157,25 @@ class FakeEngine(EngineHandle):
             case _:
                 raise EngineError(f"unknown control verb {verb!r}")
 
+    async def sleep(self) -> None:
+        if self._state == "closed":
+            raise self._unavailable()
+        self.info = None
+        self._set_state("sleeping")
+        for mailbox in self._take_all():
+            mailbox.end("abort")
+
+    async def wake(self) -> None:
+        if self._state == "sleeping":
+            self.resume()
+        while self._state != "ready":
+            if self._state in ("sleeping", "closed"):
+                raise self._unavailable()
+            await self.changed()
+
     def health(self) -> Health:
-        return Health(self._state, f"the mock engine is {self._state}", 0.0)
+        asleep = self._state == "sleeping"
+        return Health(self._state, ASLEEP if asleep else f"the mock engine is {self._state}", 0.0)
 
     async def changed(self) -> None:
         self._state_changed.clear()
@@ -212,6 +229,12 @@ class FakeEngine(EngineHandle):
         self._playing.clear()
         self.stats.num_running = 0
         return mailboxes.values()
+
+    def _unavailable(self) -> EngineUnavailable:
+        asleep = self._state == "sleeping"
+        return EngineUnavailable(
+            f"the engine is {ASLEEP}" if asleep else f"the engine is not ready ({self._state})"
+        )
 
     def _set_state(self, state: State) -> None:
         if self._state != "closed":

@@ -15,7 +15,9 @@ from lmserve.bridge.mailbox import Mailbox
 from lmserve.messages import EngineInfo, EngineStats
 from lmserve.sampling import SamplingParams
 
-State = Literal["loading", "ready", "stuck", "restarting", "failed", "closed"]
+State = Literal["loading", "ready", "stuck", "restarting", "sleeping", "failed", "closed"]
+
+ASLEEP = "asleep: POST /wakeup"  # the reason while sleeping
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Health:
 class EngineHandle(ABC):
     """One engine, seen from the server's event loop. Not thread-safe: use it on its loop."""
 
-    #: What the engine told when it became ready; None until then and while it restarts.
+    #: What the engine told when it became ready; None until then, while it restarts
+    #: and while it sleeps.
     info: EngineInfo | None
     #: The statistics of the last step heard of.
     stats: EngineStats
@@ -66,6 +69,18 @@ class EngineHandle(ABC):
 
         Raises EngineUnavailable when no answer came in time, EngineError when it failed.
         """
+
+    @abstractmethod
+    async def sleep(self) -> None:
+        """Ends open requests (`abort`), stops the engine and gives its memory back; returns when
+        that is done, whatever the engine was at. `submit` raises EngineUnavailable until `wake`.
+        Idempotent; the last call of `sleep` and `wake` wins. Raises EngineUnavailable once
+        closed."""
+
+    @abstractmethod
+    async def wake(self) -> None:
+        """Returns when the engine is ready; starts it first where it sleeps. Raises
+        EngineUnavailable where it cannot start, or is stopped again meanwhile."""
 
     @abstractmethod
     def health(self) -> Health:

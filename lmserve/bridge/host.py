@@ -34,6 +34,7 @@ from lmserve.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 DEFAULT_CORE = "lmserve.engine.core:EngineCore"
 
 
@@ -66,6 +67,19 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     log_level: int
     log_format: str
     log_date_format: str | None
+
+    @classmethod
+    def like_here(cls, settings: EngineSettings, core: str) -> Boot:
+        """For an engine that logs as this process does."""
+        root = logging.getLogger()
+        formatter = root.handlers[0].formatter if root.handlers else None
+        return cls(
+            settings=settings,
+            core=core,
+            log_level=root.getEffectiveLevel(),
+            log_format=(formatter and formatter._fmt) or DEFAULT_LOG_FORMAT,
+            log_date_format=formatter.datefmt if formatter else None,
+        )
 
 
 def run(channel: EngineChannel, boot: Boot, *, freeze: bool) -> str | None:

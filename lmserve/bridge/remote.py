@@ -3,7 +3,8 @@
 One task lives each engine after the other: launch, connect, wait for the end of the channel,
 bury. The end of the channel is the one sign of death, so there is one path for a crash, a kill,
 an escaped exception and nonsense on the wire: every open mailbox gets its terminal error, then
-the engine is started again after a pause (`Restarts`).
+the engine is started again after a pause (`Restarts`). An engine that is put to sleep takes its
+supervisor with it; waking starts another, which first waits for the end of the one before.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from abc import abstractmethod
 from typing import Any
 
 from lmserve.bridge.channel import ServerChannel
-from lmserve.bridge.handle import EngineHandle, Health, State
+from lmserve.bridge.controls import Controls
+from lmserve.bridge.handle import ASLEEP, EngineHandle, Health, State
 from lmserve.bridge.host import DEFAULT_CORE, Boot
 from lmserve.bridge.mailbox import Mailbox
+from lmserve.bridge.pulse import Pulse
 from lmserve.bridge.restarts import Restarts
-from lmserve.errors import EngineError, EngineUnavailable, ModelError
+from lmserve.errors import EngineUnavailable, ModelError
 from lmserve.messages import (
     Abort,
     Control,
@@ -43,7 +46,6 @@ logger = logging.getLogger(__name__)
 
 PULSE_ID = 0  # the control id of the pulse: nobody awaits its replies
 CLOSE_GRACE_S = 5.0  # told to stop, an engine gets this long
-DEFAULT_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class RemoteEngine(EngineHandle):
@@ -59,7 +61,7 @@ class RemoteEngine(EngineHandle):
         self._state: State = "loading"
         self._reason = "not started"
         self._state_changed = asyncio.Event()
-        self._closing = asyncio.Event()
+        self._stopping = asyncio.Event()  # of the engine there is: it is wanted no more
         self._load_error: str | None = None
         self._death = ""  # how the last engine ended
         self._channel: ServerChannel | None = None
@@ -67,11 +69,10 @@ class RemoteEngine(EngineHandle):
         self._restarts = Restarts()
         self._ids = itertools.count(1)  # request and control ids
         self._mailboxes: dict[int, Mailbox] = {}  # open ones
-        self._replies: dict[int, asyncio.Future[ControlReply]] = {}
-        self._heard_at = 0.0
-        self._pulse_s = min(1.0, settings.stuck_after_s / 4)
-        self._unheard_beats = 0
-        self._beat_timer: asyncio.TimerHandle | None = None
+        self._controls = Controls(self._ids)
+        self._pulse = Pulse(
+            settings, ask=self._ask_pulse, on_stuck=self._on_stuck, on_dead=self._on_dead
+        )
 
     # --- what child and thread do each in its way ---
 
@@ -88,10 +89,7 @@ class RemoteEngine(EngineHandle):
 
     async def start(self) -> None:
         assert self._supervisor is None, "an engine is started once"
-        self._heard_at = asyncio.get_running_loop().time()
-        self._set_state("loading", "starting")
-        self._supervisor = asyncio.create_task(self._supervise(), name=f"{self.NOUN} supervisor")
-        self._beat()
+        self._begin("starting")
 
     async def wait_ready(self) -> EngineInfo:
         while self._state != "ready":
@@ -122,24 +120,24 @@ class RemoteEngine(EngineHandle):
     async def control(self, verb: str, timeout_s: float = 5.0) -> Any:
         if self._channel is None or self._state not in ("ready", "stuck"):
             raise self._unavailable()
-        id = next(self._ids)
-        reply: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
-        self._replies[id] = reply
-        self._channel.send(Control(id, verb))
-        try:
-            answer = await asyncio.wait_for(reply, timeout_s)
-        except TimeoutError:
-            raise EngineUnavailable(
-                f"the engine did not answer {verb!r} within {timeout_s:g} s"
-            ) from None
-        finally:
-            self._replies.pop(id, None)
-        if answer.error is not None:
-            raise EngineError(answer.error)
-        return answer.value
+        return await self._controls.ask(self._channel, verb, timeout_s)
+
+    async def sleep(self) -> None:
+        if self._state == "closed":
+            raise self._unavailable()
+        self._turn("sleeping", ASLEEP)
+        await self._stop()
+
+    async def wake(self) -> None:
+        if self._state == "sleeping":
+            self._begin("waking up")
+        while self._state != "ready":
+            if self._state in ("sleeping", "failed", "closed"):
+                raise self._unavailable()
+            await self.changed()
 
     def health(self) -> Health:
-        silent_s = self._silent_s()
+        silent_s = self._pulse.silent_s
         reason = self._reason
         if self._state == "stuck":
             reason = f"the engine has not answered for {silent_s:.0f} s"
@@ -150,46 +148,67 @@ class RemoteEngine(EngineHandle):
         await self._state_changed.wait()
 
     async def close(self) -> None:
-        self._set_state("closed", "the engine is closed")
-        self._end_all("abort")
-        self._closing.set()
-        if self._beat_timer is not None:
-            self._beat_timer.cancel()
-        if self._supervisor is not None:
-            await asyncio.shield(self._supervisor)  # a cancelled close still leaves no process
+        self._turn("closed", "the engine is closed")
+        await self._stop()
 
     # --- supervision ---
 
-    async def _supervise(self) -> None:
-        """One engine after the other, until closed or given up."""
+    def _begin(self, reason: str) -> None:
+        """From here on an engine is wanted."""
+        self._turn("loading", reason)
+        self._pulse.heard()
+        self._stopping = asyncio.Event()
+        self._supervisor = asyncio.create_task(
+            self._supervise(self._stopping, self._supervisor), name=f"{self.NOUN} supervisor"
+        )
+
+    async def _stop(self) -> None:
+        """From here on none is. Returns when there is none, even where this is cancelled."""
+        self._end_all("abort")
+        self._pulse.stop()
+        self._stopping.set()
+        if self._supervisor is not None:
+            await asyncio.shield(self._supervisor)  # a cancelled close still leaves no process
+
+    async def _supervise(
+        self, stopping: asyncio.Event, predecessor: asyncio.Task[None] | None
+    ) -> None:
+        """One engine after the other, until stopped or given up."""
+        if predecessor is not None:
+            await predecessor
         try:
-            while not self._closing.is_set():
-                how = await self._live()
-                if self._closing.is_set() or not await self._recover(how):
+            while not stopping.is_set():
+                how = await self._live(stopping)
+                if stopping.is_set() or not await self._recover(how, stopping):
                     return
         except Exception:
             logger.exception("the supervisor of the engine failed")
             self._end_all("error", "the engine cannot be supervised")
             self._set_state("failed", "the engine's supervisor failed; see the log")
 
-    async def _live(self) -> str:
+    async def _live(self, stopping: asyncio.Event) -> str:
         """One engine's life. Returns how it ended."""
+
+        def on_messages(messages: list[ToServer]) -> None:
+            if not stopping.is_set():  # what comes later is of an engine that is wanted no more
+                self._on_messages(messages)
+
         self._load_error = None
-        boot = _boot(self._settings, self._core)
+        boot = Boot.like_here(self._settings, self._core)
         try:
             sock = await self._launch()
         except OSError as error:
             return f"it cannot be started: {error.strerror or error}"
-        channel = await ServerChannel.connect(sock, self._on_messages, boot)
+        channel = await ServerChannel.connect(sock, on_messages, boot)
         self._channel = channel
-        closing = asyncio.create_task(self._closing.wait())
+        stopped = asyncio.create_task(stopping.wait())
         try:
-            await asyncio.wait((channel.closed, closing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((channel.closed, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not channel.closed.done() and self._listens():
                 channel.send(Control(PULSE_ID, "shutdown"))
                 await asyncio.wait((channel.closed,), timeout=CLOSE_GRACE_S)
         finally:
-            closing.cancel()
+            stopped.cancel()
             at_once = not channel.closed.done()
             self._channel = None
             channel.close()
@@ -198,18 +217,19 @@ class RemoteEngine(EngineHandle):
 
     def _listens(self) -> bool:
         """Whether the engine can be asked to stop: it is loaded, and not stuck."""
-        return self.info is not None and self._silent_s() < self._settings.stuck_after_s
+        return self.info is not None and self._pulse.silent_s < self._settings.stuck_after_s
 
     def _lost(self) -> None:
         """The channel is gone, and with it all that was told to this engine."""
         self.info, self.stats = None, EngineStats()
+        self._pulse.stop()
         if self._state in ("ready", "stuck"):
             self._set_state("restarting", f"the {self.NOUN} died")
         self._end_all(
             "error", f"the {self.NOUN} died while this request ran in it; send it again", died=True
         )
 
-    async def _recover(self, how: str) -> bool:
+    async def _recover(self, how: str, stopping: asyncio.Event) -> bool:
         """Decides what follows a death; waits out the pause. False to give up."""
         if self._state == "loading":  # the first start: it would fail again
             self._set_state(
@@ -226,36 +246,34 @@ class RemoteEngine(EngineHandle):
         self._death = f"the {self.NOUN} died ({self._load_error or how})"
         self._set_state("restarting", self._death)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), pause_s)
+            await asyncio.wait_for(stopping.wait(), pause_s)
         return True
 
     def _end_all(self, finish: str, error: str | None = None, *, died: bool = False) -> None:
         mailboxes, self._mailboxes = self._mailboxes, {}
         for mailbox in mailboxes.values():
             mailbox.end(finish, error, died=died)
-        replies, self._replies = self._replies, {}
-        for reply in replies.values():
-            if not reply.done():
-                reply.set_exception(EngineUnavailable("the engine stopped before it answered"))
+        self._controls.end_all()
 
     def _set_state(self, state: State, reason: str) -> None:
-        if self._state == "closed":
-            return
+        """What happens to an engine: to one that is wanted."""
+        if self._state not in ("sleeping", "closed"):
+            self._turn(state, reason)
+
+    def _turn(self, state: State, reason: str) -> None:
         self._state, self._reason = state, reason
         self._state_changed.set()
 
     def _unavailable(self) -> EngineUnavailable:
+        if self._state == "sleeping":
+            return EngineUnavailable(f"the engine is {ASLEEP}")
         health = self.health()
         return EngineUnavailable(f"the engine is not ready ({health.state}): {health.reason}")
 
     # --- what the engine says ---
 
-    def _silent_s(self) -> float:
-        return max(0.0, asyncio.get_running_loop().time() - self._heard_at)
-
     def _on_messages(self, messages: list[ToServer]) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
-        self._unheard_beats = 0
+        self._pulse.heard()
         if self._state == "stuck":
             self._set_state("ready", "ready")
             logger.warning("the engine answers again")
@@ -283,14 +301,13 @@ class RemoteEngine(EngineHandle):
             case ControlReply(id=id) if id == PULSE_ID:
                 self._on_pulse(message)
             case ControlReply():
-                reply = self._replies.get(message.id)
-                if reply is not None and not reply.done():
-                    reply.set_result(message)
+                self._controls.on_reply(message)
             case Loading():
                 self._on_loading(message.stage)
             case Ready():
                 self.info, self.stats = message.info, EngineStats()
                 self._set_state("ready", "ready")
+                self._pulse.start()
             case LoadFailed():
                 self._load_error = message.message
 
@@ -307,40 +324,16 @@ class RemoteEngine(EngineHandle):
         if reply.error is None:
             self.stats = EngineStats(**reply.value)
 
-    def _beat(self) -> None:
-        """Once a pulse: asks a silent engine whether it lives, and notices when it does not:
-        it is stuck, then given up.
-
-        Beats are counted besides seconds, so that a server whose own loop was held up does
-        not call the engine stuck before it has read the answer."""
-        loop = asyncio.get_running_loop()
-        self._beat_timer = loop.call_later(self._pulse_s, self._beat)
-        if self._state not in ("ready", "stuck") or self._channel is None:
-            return
-        silent_s = self._silent_s()
-        if silent_s < self._pulse_s / 2:
-            return
-        if not self._unheard_beats:
+    def _ask_pulse(self) -> None:
+        if self._channel is not None:
             self._channel.send(Control(PULSE_ID, "stats"))
-        self._unheard_beats += 1
-        if self._unheard_beats <= 2:
-            return
-        if silent_s > self._settings.kill_after_s:
-            logger.error("the engine has not answered for %.0f s and is given up", silent_s)
-            self._channel.close()  # as if it had died
-        elif self._state == "ready" and silent_s > self._settings.stuck_after_s:
+
+    def _on_stuck(self, silent_s: float) -> None:
+        if self._state == "ready":
             self._set_state("stuck", "the engine does not answer")
             logger.warning("the engine has not answered for %.1f s", silent_s)
 
-
-def _boot(settings: EngineSettings, core: str) -> Boot:
-    """The engine logs as this process does."""
-    root = logging.getLogger()
-    formatter = root.handlers[0].formatter if root.handlers else None
-    return Boot(
-        settings=settings,
-        core=core,
-        log_level=root.getEffectiveLevel(),
-        log_format=(formatter and formatter._fmt) or DEFAULT_LOG_FORMAT,
-        log_date_format=formatter.datefmt if formatter else None,
-    )
+    def _on_dead(self, silent_s: float) -> None:
+        logger.error("the engine has not answered for %.0f s and is given up", silent_s)
+        if self._channel is not None:
+            self._channel.close()  # as if it had died

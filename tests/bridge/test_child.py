@@ -224,6 +224,76 @@ async def test_restarting_can_be_turned_off(make_bench: Callable[..., Bench]) ->
         await bench.engine.wait_ready()
 
 
+async def test_a_sleeping_engine_has_no_process(child: Bench) -> None:
+    pid = child.pid
+    await child.engine.sleep()
+    assert gone(pid)
+    await child.engine.wake()
+    assert child.pid != pid
+
+
+async def test_a_stuck_engine_can_be_put_to_sleep(child: Bench) -> None:
+    pid = child.pid
+    mailbox = child.ask(child.WAITS)
+    os.kill(pid, signal.SIGSTOP)
+    await child.until("stuck")
+    await child.engine.sleep()
+    assert gone(pid)
+    assert (await child.read(mailbox))[1].finish == "abort"
+    await child.engine.wake()
+    assert (await child.read(child.ask(5, max_tokens=3)))[0] == [5, 6, 7]
+
+
+async def test_a_loading_engine_can_be_put_to_sleep(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench("child", model="waits")
+    await bench.engine.start()
+    while bench.engine.health().reason != "reading the model":
+        await bench.engine.changed()
+    await bench.engine.sleep()
+    assert bench.engine.health().state == "sleeping"
+    waking = asyncio.create_task(bench.engine.wake())
+    await bench.until("loading")
+    while bench.engine.health().reason != "reading the model":
+        await bench.engine.changed()
+    await bench.engine.sleep()
+    with pytest.raises(EngineUnavailable, match="asleep"):
+        await waking
+
+
+async def test_a_restarting_engine_can_be_put_to_sleep(
+    make_bench: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmserve.bridge.restarts.Restarts.FIRST_PAUSE_S", 1000.0)
+    bench = make_bench("child")
+    await bench.engine.start()
+    await bench.engine.wait_ready()
+    os.kill(bench.pid, signal.SIGKILL)
+    await bench.until("restarting")
+    await bench.engine.sleep()
+    await bench.engine.wake()
+    assert (await bench.read(bench.ask(5, max_tokens=3)))[0] == [5, 6, 7]
+
+
+async def test_an_engine_that_cannot_wake_says_why_and_may_be_tried_again(
+    make_bench: Callable[..., Bench], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.touch()  # the core removes it when it loads
+    bench = make_bench("child", model=str(model))
+    await bench.engine.start()
+    await bench.engine.wait_ready()
+    await bench.engine.sleep()
+    with pytest.raises(EngineUnavailable, match="failed.*the model was there only once"):
+        await bench.engine.wake()
+    assert bench.engine.health().state == "failed"
+    with pytest.raises(EngineUnavailable, match="only once"):
+        await bench.engine.wake()
+    model.touch()
+    await bench.engine.sleep()
+    await bench.engine.wake()
+    assert bench.engine.health().ok
+
+
 @pytest.mark.parametrize(
     ("chosen", "spins"),
     [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "")],

@@ -140,6 +140,71 @@ async def test_close_ends_open_mailboxes(bench: Bench) -> None:
     await bench.engine.close()
 
 
+async def test_sleep_ends_open_requests_and_wake_serves_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = bench.engine
+    mailboxes = [bench.ask(1, max_tokens=bench.FOREVER), bench.ask_and_wait()]
+    await mailboxes[0].get()
+    await engine.sleep()
+    for mailbox in mailboxes:
+        assert (await bench.read(mailbox))[1].finish == "abort"
+    assert (engine.health().state, engine.health().reason) == ("sleeping", "asleep: POST /wakeup")
+    assert engine.info is None
+    assert engine.stats.num_running == 0
+    with pytest.raises(EngineUnavailable, match="asleep: POST /wakeup"):
+        bench.ask()
+    with pytest.raises(EngineUnavailable, match="asleep: POST /wakeup"):
+        await engine.control("ping")
+    await engine.sleep()
+    await engine.wake()
+    assert engine.health().ok
+    await engine.wake()  # it is awake
+    assert (await bench.read(bench.ask(1, max_tokens=3)))[1].finish == "length"
+    assert not caplog.records  # nothing died
+
+
+async def test_the_last_of_sleep_and_wake_wins(bench: Bench) -> None:
+    engine = bench.engine
+
+    async def first() -> None:
+        with pytest.raises(EngineUnavailable):  # put to sleep again
+            await engine.wake()
+
+    sleeping = asyncio.create_task(engine.sleep())
+    await asyncio.sleep(0)
+    waking = asyncio.create_task(first() if bench.kind != "fake" else engine.wake())
+    await asyncio.sleep(0)
+    await asyncio.gather(engine.sleep(), sleeping, waking)
+    assert engine.health().state == "sleeping"
+    await asyncio.gather(engine.wake(), engine.wake())
+    assert (await bench.read(bench.ask(1, max_tokens=3)))[1].finish == "length"
+
+
+async def test_close_wins_over_sleep_and_wake(bench: Bench) -> None:
+    engine = bench.engine
+    await engine.sleep()
+    waking = asyncio.create_task(engine.wake())
+    await asyncio.sleep(0)
+    await asyncio.gather(engine.close(), engine.close())
+    await asyncio.wait((waking,))
+    assert isinstance(waking.exception(), EngineUnavailable) or bench.kind == "fake"
+    assert engine.health().state == "closed"
+    with pytest.raises(EngineUnavailable, match="closed"):
+        await engine.sleep()
+    with pytest.raises(EngineUnavailable, match="closed"):
+        await engine.wake()
+    assert engine.health().state == "closed"
+
+
+async def test_who_waits_for_a_sleeping_engine_waits_for_its_wake(bench: Bench) -> None:
+    await bench.engine.sleep()
+    waiting = asyncio.create_task(bench.engine.wait_ready())
+    await asyncio.sleep(0)
+    await bench.engine.wake()
+    assert await waiting is bench.engine.info
+
+
 async def test_an_abort_from_inside_a_listener_harms_no_neighbour(bench: Bench) -> None:
     before, stopped, ended, after = [
         bench.ask(i, max_tokens=max_tokens) for i, max_tokens in enumerate((30, 10**9, 5, 30), 1)
