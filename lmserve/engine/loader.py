@@ -27,6 +27,7 @@ from lmserve.models.registry import build
 from lmserve.settings import EngineSettings
 from lmserve.weights.checkpoint import open_checkpoint
 from lmserve.weights.files import cache_dir
+from lmserve.weights.tokenizer import sampling_defaults
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +55,14 @@ def load_runner(settings: EngineSettings, progress: Progress) -> Runner:
     )
     progress("preparing the tokenizer")
     assets = checkpoint.tokenizer_assets()
+    defaults = sampling_defaults(settings.generation_config, assets.generation_defaults)
     runner = Runner(
         model,
         attention,
         choose_layout(settings, model, numerics),
         numerics,
         model_path=str(path),
-        assets=assets,
+        assets=replace(assets, generation_defaults=defaults),
     )
     progress("warming up")
     runner.warm_up()

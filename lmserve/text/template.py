@@ -7,6 +7,7 @@ in reach, and the output is bounded. What a template raises is the caller's mist
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -90,6 +91,24 @@ class ChatTemplate:
         }
         return self._render(self._compiled, values)
 
+    def render_after(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        num_known: int,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> str | None:
+        """What `render` would put after the content of message `num_known` - 1, an answer: what
+        closes it, the messages that follow and the beginning of the next answer. None where this
+        template does not show an answer as it is, in one place. Raises RequestError."""
+        mark = f"\ue000{secrets.token_hex(8)}\ue001"  # no message has it; it is not trimmed
+        marked = {**messages[num_known - 1], "content": mark}
+        rendered = self.render(
+            [*messages[: num_known - 1], marked, *messages[num_known:]], kwargs=kwargs
+        )
+        _, *after = rendered.split(mark)
+        return after[0] if len(after) == 1 else None
+
     def _render(self, template: Template, values: dict[str, Any]) -> str:
         parts: list[str] = []
         num_chars = 0
@@ -135,6 +154,15 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+def syntax_fault(source: str) -> str | None:
+    """Why this is no template, if it is none."""
+    try:
+        _environment().parse(source)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {error.message}"
+    return None
 
 
 def _tojson(

@@ -11,6 +11,8 @@ from tokenizers import decoders
 from lmserve.errors import ModelError, RequestError
 from lmserve.text.detokenizer import ByteDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer
 
+_ANCHOR = "."  # a token of its own before nearly everything
+
 
 class Tokenizer:
     """Thread-safe for `encode` and `decode`; `encode` releases the GIL while it works."""
@@ -43,6 +45,11 @@ class Tokenizer:
                 True: TokenBytes(inner.id_to_token, self.special_ids),
                 False: TokenBytes(inner.id_to_token, frozenset()),
             }
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether a plain text gets a BOS."""
+        return self.encode("a", add_special=True)[0] == self.bos_token_id
 
     @classmethod
     def from_file(
@@ -77,6 +84,15 @@ class Tokenizer:
         if add_special and self._add_bos and bos is not None and ids[:1] != [bos]:
             ids.insert(0, bos)
         return ids
+
+    def encode_further(self, text: str) -> list[int]:
+        """Ids of a text that goes on from another: vocabularies that mark the beginning of a
+        text (a space before its first word) do not do so here."""
+        anchor = self.encode(_ANCHOR, add_special=False)
+        ids = self.encode(_ANCHOR + text, add_special=False)
+        if ids[: len(anchor)] == anchor:
+            return ids[len(anchor) :]
+        return self.encode(text, add_special=False)  # the text grew together with the anchor
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
         return self._inner.decode(token_ids, skip_special_tokens=skip_special)

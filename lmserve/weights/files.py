@@ -15,6 +15,11 @@ from lmserve.weights.gguf_file import MAGIC
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
 HUB_SKIPPED = ["*/*", "consolidated*"]  # other formats of the same weights
+# each of these is in a directory that `lmdeploy convert` wrote, or in a folder within it
+TURBOMIND = (
+    *("triton_models", "model_repository", "service_docker_up.sh", "weights"),
+    *("config.ini", "config.yaml", "lmdeploy.json"),
+)
 QUANTISATION = re.compile(r"[.-](i?q\d\w*|bf16|fp?16|fp?32)$", re.IGNORECASE)  # ends a file's name
 
 
@@ -32,8 +37,10 @@ def cache_dir(settings_value: str | None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "lmserve"
 
 
-def resolve(model: str | None, cache: Path) -> ResolvedModel:
+def resolve(model: str | None, cache: Path, revision: str | None = None) -> ResolvedModel:
     """Finds the model, fetching it where needed. Raises ModelError: one line with the remedy."""
+    if revision is not None and not (model and _is_hub_id(model)):
+        raise ModelError(f"--revision is for a hub id (org/name), not for {model or 'the default'}")
     if not model:
         return ResolvedModel(default.fetch(cache), default.NAME)
     path = Path(model).expanduser()
@@ -48,18 +55,23 @@ def resolve(model: str | None, cache: Path) -> ResolvedModel:
             return ResolvedModel(path, QUANTISATION.sub("", path.stem))
     except OSError as error:
         raise ModelError(f"cannot read {model}: {error.strerror or error}") from error
-    if HUB_ID.fullmatch(model) and path.suffix != ".gguf":
-        return ResolvedModel(fetch_from_hub(model), model)
+    if _is_hub_id(model):
+        return ResolvedModel(fetch_from_hub(model, revision), model)
     raise ModelError(
         f"no such model: {model}; give a directory of safetensors, a .gguf file, "
         "a hub id (org/name), or nothing for the built-in model"
     )
 
 
+def _is_hub_id(model: str) -> bool:
+    path = Path(model).expanduser()
+    return bool(HUB_ID.fullmatch(model)) and path.suffix != ".gguf" and not path.exists()
+
+
 def check_directory(path: Path, label: str) -> None:
     """The directory holds a model we can open; `label` is what the user knows it by."""
     if not (path / "config.json").is_file():
-        if (path / "triton_models").is_dir() or (path / "weights").is_dir():
+        if any((path / name).exists() for name in TURBOMIND):
             raise ModelError(
                 f"{label} is a TurboMind workspace; give the original model directory instead"
             )
@@ -85,12 +97,19 @@ def check_gguf(path: Path) -> None:
     raise ModelError(f"{path} is not a model; give a .gguf file or a directory of safetensors")
 
 
-def fetch_from_hub(model: str) -> Path:
+def fetch_from_hub(model: str, revision: str | None = None) -> Path:
     """The hub's own cache is used, so a second start needs no network."""
     from huggingface_hub import errors, snapshot_download
 
     try:
-        path = Path(snapshot_download(model, allow_patterns=HUB_FILES, ignore_patterns=HUB_SKIPPED))
+        path = Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=HUB_FILES,
+                ignore_patterns=HUB_SKIPPED,
+            )
+        )
     except errors.GatedRepoError as error:
         raise ModelError(
             f"{model} asks for a licence to be accepted; accept it on the hub and set HF_TOKEN"
@@ -99,6 +118,8 @@ def fetch_from_hub(model: str) -> Path:
         raise ModelError(
             f"no model {model} here or on the hub; check the name, or set HF_TOKEN if it is private"
         ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(f"{model} has no revision {revision} on the hub") from error
     except errors.LocalEntryNotFoundError as error:
         raise ModelError(
             f"cannot fetch {model}: the hub cannot be reached and no copy is here; "

@@ -106,6 +106,21 @@ def chat_template(path: Path, settings: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
+def sampling_defaults(chosen: str, own: dict[str, float]) -> dict[str, float]:
+    """As the setting `generation_config` chooses."""
+    if chosen == "auto":
+        return own
+    if chosen == "lmdeploy":
+        return {}
+    path = Path(chosen).expanduser() / "generation_config.json"
+    if not path.is_file():
+        raise ModelError(
+            f"--generation-config {chosen}: no generation_config.json is there; give auto, "
+            "lmdeploy or the directory of one"
+        )
+    return generation_defaults(read_json(path))
+
+
 def generation_defaults(generation: dict[str, Any]) -> dict[str, float]:
     """The model's own sampling settings; none where it says that they are not to be used."""
     if generation.get("do_sample") is False:

@@ -70,10 +70,14 @@ def test_directories_that_are_no_model(tmp_path: Path) -> None:
     assert "no .safetensors files" in refusal(str(path), tmp_path)
 
 
-@pytest.mark.parametrize("inside", ["triton_models", "weights"])
-def test_a_turbomind_workspace(tmp_path: Path, inside: str) -> None:
-    (tmp_path / "workspace" / inside).mkdir(parents=True)
-    message = refusal(str(tmp_path / "workspace"), tmp_path)
+@pytest.mark.parametrize("given", ["", "triton_models", "triton_models/weights"])
+def test_a_turbomind_workspace(tmp_path: Path, given: str) -> None:
+    workspace = tmp_path / "workspace"
+    for folder in ("triton_models/weights", "triton_models/tokenizer", "model_repository"):
+        (workspace / folder).mkdir(parents=True)
+    (workspace / "service_docker_up.sh").touch()
+    (workspace / "triton_models/weights/config.ini").touch()
+    message = refusal(str(workspace / given), tmp_path)
     assert "TurboMind workspace; give the original model directory" in message
 
 
@@ -117,12 +121,33 @@ def test_a_hub_id_without_a_network(tmp_path: Path) -> None:
     assert "\n" not in done.stdout
 
 
+def test_a_revision_is_for_hub_ids(write_directory: Callable[..., Path], tmp_path: Path) -> None:
+    for model in (str(write_directory()), None):
+        with pytest.raises(ModelError, match=r"--revision is for a hub id \(org/name\), not for "):
+            resolve(model, tmp_path, "v1")
+
+
+def test_a_revision_reaches_the_hub(
+    write_directory: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, asked = write_directory(), []
+
+    def snapshot(model: str, *, revision: str | None, **_: object) -> str:
+        asked.append((model, revision))
+        return str(directory)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    resolve("org/name", tmp_path, "refs/pr/1")
+    assert asked == [("org/name", "refs/pr/1")]
+
+
 def test_a_hub_id_that_is_here(
     write_directory: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = write_directory()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(directory))
     assert resolve("org/name", tmp_path) == ResolvedModel(directory, "org/name")
+    assert resolve("org/name", tmp_path, "v1") == ResolvedModel(directory, "org/name")
     (directory / "model.safetensors").unlink()
     assert refusal("org/name", tmp_path).startswith("org/name has no .safetensors files")
 

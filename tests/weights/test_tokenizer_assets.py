@@ -13,6 +13,7 @@ from tokenizers.models import WordLevel
 
 from lmserve.errors import ModelError
 from lmserve.weights.checkpoint import TokenizerAssets, open_checkpoint
+from lmserve.weights.tokenizer import sampling_defaults
 
 WriteDirectory = Callable[..., Path]
 
@@ -71,6 +72,16 @@ def test_a_tokenizer_that_adds_bos_itself(write_directory: WriteDirectory) -> No
     path = write_directory(tokenizer_config={"bos_token": "<s>", "add_bos_token": True})
     add_tokenizer(path, adds_bos=True)
     assert assets(path).add_bos is False
+
+
+def test_sampling_settings_of_another_place(tmp_path: Path) -> None:
+    own = {"temperature": 0.7}
+    assert sampling_defaults("auto", own) == own
+    assert sampling_defaults("lmdeploy", own) == {}
+    with pytest.raises(ModelError, match="no generation_config.json is there"):
+        sampling_defaults(str(tmp_path), own)
+    (tmp_path / "generation_config.json").write_text('{"top_p": 0.5, "eos_token_id": 3}')
+    assert sampling_defaults(str(tmp_path), own) == {"top_p": 0.5}
 
 
 def test_sampling_settings_that_are_not_to_be_used(write_directory: WriteDirectory) -> None:
