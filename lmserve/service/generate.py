@@ -15,9 +15,11 @@ from lmserve.messages import EngineInfo
 from lmserve.service import limits
 from lmserve.service.admission import Admission, Ticket
 from lmserve.service.catalog import Catalog
+from lmserve.service.encode import are_short, encode_all
 from lmserve.service.generation import Generation, Work, collect
 from lmserve.service.metrics import Metrics
 from lmserve.service.prompt import ModelText, assets_key, is_short
+from lmserve.service.transcript import Transcript
 from lmserve.settings import Settings
 from lmserve.types import GenerateRequest
 
@@ -40,6 +42,7 @@ class Service:
     ):
         self.catalog = Catalog(settings)
         self._handle = handle
+        self._settings = settings
         self._metrics = metrics
         self._clock = clock
         self._admission = Admission(
@@ -62,36 +65,48 @@ class Service:
         """Loads tokenizer and template, so that the first request need not wait for them.
 
         Raises ModelError where the tokenizer is damaged."""
-        await self._model_text(self._info())
+        await self.model_text()
 
-    async def generate(self, request: GenerateRequest) -> Generation:
+    async def generate(
+        self, request: GenerateRequest, transcript: Transcript | None = None
+    ) -> Generation:
         """Validates, renders, tokenises, submits. Raises RequestError, Overloaded or
         EngineUnavailable; then nothing runs. Take a lease before the next await."""
-        (generation,) = await self.generate_all([request])
+        (generation,) = await self._generate_all([request], transcript)
         return generation
 
     async def generate_all(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """All of them or, where one is refused, none."""
-        arrived_s = self._clock()
-        tickets: list[Ticket] = []
-        generations: list[Generation] = []
+        return await self._generate_all(requests, None)
+
+    async def encode(
+        self, requests: Sequence[GenerateRequest], *, add_bos: bool
+    ) -> list[list[int]]:
+        """Their prompts in tokens; nothing runs. Raises as `generate` does."""
+        limits.check_texts(len(requests))
+        ticket = self._enter()
         try:
-            for _ in requests:
-                tickets.append(self._enter())  # noqa: PERF401  where one fails, the others are left
-            works = [
-                await self._make_work(request, ticket, arrived_s)
-                for request, ticket in zip(requests, tickets, strict=True)
-            ]
-            self._check_open()
-            for work, ticket in zip(works, tickets, strict=True):
-                generations.append(self._start(work, ticket))
-        except BaseException:
-            for generation in generations:
-                generation.abort()
-            for ticket in tickets[len(generations) :]:
-                self._leave(ticket)
-            raise
-        return generations
+            text = await self.model_text()
+            if are_short(requests, MAX_LOOP_CHARS):
+                return encode_all(text, requests, add_bos)
+            ticket.job = job = self._executor.submit(encode_all, text, requests, add_bos)
+            return await asyncio.wrap_future(job)
+        finally:
+            self._leave(ticket)
+
+    def abort_session(self, owner: str, session_id: int) -> int:
+        """Ends the answers that this owner asked for under this id, whatever route made them;
+        their readers see `abort`. Says how many there were."""
+        return self._abort(lambda one: (one.owner, one.session_id) == (owner, session_id))
+
+    def abort_all(self, owner: str) -> int:
+        """Ends every answer that this owner asked for. Says how many there were."""
+        return self._abort(lambda one: one.owner == owner)
+
+    async def model_text(self) -> ModelText:
+        """Tokenizer and template of the model that is served. Raises EngineUnavailable while
+        there is none, ModelError where the tokenizer is damaged."""
+        return await self._model_text(self._info())
 
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new, lets running answers finish, aborts the rest. Their readers see
@@ -112,12 +127,43 @@ class Service:
 
     # --- one request ------------------------------------------------------------------
 
-    async def _make_work(self, request: GenerateRequest, ticket: Ticket, arrived_s: float) -> Work:
+    async def _generate_all(
+        self, requests: Sequence[GenerateRequest], transcript: Transcript | None
+    ) -> list[Generation]:
+        arrived_s = self._clock()
+        tickets: list[Ticket] = []
+        generations: list[Generation] = []
+        try:
+            for _ in requests:
+                tickets.append(self._enter())  # noqa: PERF401  where one fails, the others are left
+            works = [
+                await self._make_work(request, ticket, arrived_s, transcript)
+                for request, ticket in zip(requests, tickets, strict=True)
+            ]
+            self._check_open()
+            for work, ticket in zip(works, tickets, strict=True):
+                generations.append(self._start(work, ticket))
+        except BaseException:
+            for generation in generations:
+                generation.abort()
+            for ticket in tickets[len(generations) :]:
+                self._leave(ticket)
+            raise
+        return generations
+
+    async def _make_work(
+        self,
+        request: GenerateRequest,
+        ticket: Ticket,
+        arrived_s: float,
+        transcript: Transcript | None,
+    ) -> Work:
         info = self._info()
         model = self.catalog.find(request.model, info)
         limits.check_prompt(request, info)
         sampling = limits.sampling_params(request, info)
         text = await self._model_text(info)
+        sampling = text.with_stops(request, sampling)
         token_ids = await self._token_ids(text, request, ticket)
         sampling = limits.fit(request, sampling, len(token_ids), info)
         try:
@@ -125,12 +171,17 @@ class Service:
         except Overloaded:
             self._metrics.rejected("tokens")
             raise
+        if transcript is not None:
+            transcript.begin(text, token_ids)
         return Work(
             model=model.name,
             token_ids=token_ids,
             sampling=sampling,
             output=text.output(request, sampling, token_ids),
             arrived_s=arrived_s,
+            owner=request.owner,
+            session_id=request.session_id,
+            transcript=transcript,
         )
 
     async def _token_ids(
@@ -173,7 +224,9 @@ class Service:
         async with self._text_lock:
             if self._text is None or self._text.key != assets_key(info):
                 loop = asyncio.get_running_loop()
-                self._text = await loop.run_in_executor(self._executor, ModelText, info)
+                self._text = await loop.run_in_executor(
+                    self._executor, ModelText, info, self._settings
+                )
             return self._text
 
     # --- places -----------------------------------------------------------------------
@@ -205,6 +258,12 @@ class Service:
         ticket.release()
         if not self._admission.num_requests:
             self._idle.set()
+
+    def _abort(self, meant: Callable[[Generation], bool]) -> int:
+        generations = [generation for generation in self._generations if meant(generation)]
+        for generation in generations:
+            generation.abort()
+        return len(generations)
 
     def _on_end(self, generation: Generation, ticket: Ticket) -> None:
         self._generations.discard(generation)

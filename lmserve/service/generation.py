@@ -18,6 +18,7 @@ from lmserve.bridge.mailbox import Delivery, Mailbox
 from lmserve.errors import EngineDied, EngineError
 from lmserve.sampling import SamplingParams
 from lmserve.service.metrics import Metrics, RequestRecord
+from lmserve.service.transcript import Transcript
 from lmserve.text.output import OutputText
 from lmserve.types import Done, Event, FinishReason, TextDelta, Usage
 
@@ -31,6 +32,9 @@ class Work:
     sampling: SamplingParams
     output: OutputText
     arrived_s: float  # on the service's clock
+    owner: str = ""
+    session_id: int | None = None  # with `owner`, the client's handle to end it by
+    transcript: Transcript | None = None  # kept of the answer
 
 
 class Generation:
@@ -48,10 +52,13 @@ class Generation:
     ):
         self.created = int(time.time())  # unix seconds
         self.model = work.model
+        self.owner = work.owner
+        self.session_id = work.session_id
         self.num_prompt_tokens = len(work.token_ids)
         self.sampling = work.sampling
         self.ttft_s: float | None = None  # from the request's arrival to its first token
         self._output = work.output
+        self._transcript = work.transcript
         self._arrived_s = work.arrived_s
         self._submitted_s = clock()
         self._queue_s: float | None = None  # in the engine, before its first step
@@ -60,6 +67,7 @@ class Generation:
         self._metrics = metrics
         self._clock = clock
         self._on_end = on_end
+        self._listeners: list[Callable[[Done | EngineError], None]] = []
         self._num_cached_tokens = 0
         self._last_token_s = 0.0
         self._held_ids: list[int] = []  # tokens whose text is not shown yet
@@ -76,6 +84,11 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far."""
         return Usage(self.num_prompt_tokens, self._output.num_tokens, self._num_cached_tokens)
+
+    @property
+    def unshown_ids(self) -> list[int]:
+        """Tokens since the last delta: their text is held back, or there is none."""
+        return self._held_ids
 
     # --- who keeps it going -----------------------------------------------------------
 
@@ -108,6 +121,8 @@ class Generation:
 
     def _abandon(self) -> None:
         """The last reader is gone. The one policy so far: end at once."""
+        if self._transcript is not None and self._outcome is None:
+            self._note(self._transcript, self._output.end(), [])  # what was held
         self._end(Done("abort", self.usage))
 
     def abort(self) -> None:
@@ -185,6 +200,8 @@ class Generation:
             token_ids = token_ids[:num_used]
         if delivery.finish is not None and output.stop is None:
             text += output.end(num_hidden)
+        if self._transcript is not None:
+            self._note(self._transcript, text, token_ids)
         if output.stop is not None or delivery.finish is not None:
             self._end(self._outcome_of(delivery))
         if not text:
@@ -193,6 +210,11 @@ class Generation:
         if self._held_ids:
             token_ids, self._held_ids = self._held_ids + token_ids, []
         return TextDelta(text, token_ids)
+
+    def _note(self, transcript: Transcript, text: str, token_ids: list[int]) -> None:
+        transcript.add(text, token_ids)
+        if self._output.stop is not None:
+            transcript.cut()
 
     def _outcome_of(self, delivery: Delivery) -> Done | EngineError:
         stop: str | int | None = self._output.stop
@@ -229,6 +251,17 @@ class Generation:
             self._handle.abort(self._mailbox)
         self._metrics.request_finished(self._record(outcome))
         self._on_end(self)
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener(outcome)
+
+    def on_ended(self, listener: Callable[[Done | EngineError], None]) -> None:
+        """Called once, at the end, whoever brings it about and in whose task; at once where it
+        has come. Never waits, must not raise."""
+        if self._outcome is None:
+            self._listeners.append(listener)
+        else:
+            listener(self._outcome)
 
     def _record(self, outcome: Done | EngineError) -> RequestRecord:
         reason: FinishReason = outcome.finish_reason if isinstance(outcome, Done) else "error"

@@ -18,6 +18,7 @@ from lmserve.types import GenerateRequest
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
 MAX_STOP_TOKEN_IDS = 256
+MAX_TEXTS = 1024  # tokenised in one call
 _INT64 = 2**63
 
 # name: (least, greatest, words for people)
@@ -37,7 +38,7 @@ def check_prompt(request: GenerateRequest, info: EngineInfo) -> None:
     given = [value for value in kinds if value is not None]
     if len(given) != 1:
         raise InvalidField("give exactly one of messages and prompt", param=prompt_param(request))
-    if not given[0]:
+    if not given[0] and request.history is None:  # a text may go on from its history alone
         param = prompt_param(request)
         unit = "character or token" if request.messages is None else "message"
         raise InvalidField(f"{param} is empty: give at least one {unit}", param=param)
@@ -56,6 +57,16 @@ def check_length(
             f"answer together, and your prompt has {num_chars} characters, more than any {most} "
             "that could fit: shorten it.",
             param=prompt_param(request),
+            num_tokens=-(-num_chars // max_token_chars),  # at least
+        )
+
+
+def check_texts(num_texts: int) -> None:
+    """Of a call that only tokenises."""
+    if num_texts > MAX_TEXTS:
+        raise InvalidField(
+            f"input has {num_texts} texts, more than {MAX_TEXTS}: send several calls",
+            param="input",
         )
 
 
@@ -105,6 +116,7 @@ def fit(
             f"and your prompt has {num_prompt_tokens}: shorten it to at most {limit - 1} tokens, "
             "or have the server started with a larger --session-len if the model allows it.",
             param=param,
+            num_tokens=num_prompt_tokens,
         )
     if sampling.min_tokens > room:
         name = _param(request, "min_tokens")

@@ -2,44 +2,78 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from lmserve.messages import EngineInfo
 from lmserve.sampling import SamplingParams
 from lmserve.service import limits
+from lmserve.settings import Settings
 from lmserve.text.output import OutputText
 from lmserve.text.template import ChatTemplate
+from lmserve.text.template_choice import resolve_chat_template, split_stops, template_source
 from lmserve.text.tokenizer import Tokenizer
-from lmserve.types import GenerateRequest
+from lmserve.types import GenerateRequest, History
+
+log = logging.getLogger(__name__)
 
 
 class ModelText:
     """Tokenizer and chat template of one model. No asyncio: `token_ids` may run in a thread."""
 
-    def __init__(self, info: EngineInfo):
+    def __init__(self, info: EngineInfo, settings: Settings):
         self.key = assets_key(info)
-        self._info = info
         self.tokenizer = Tokenizer.from_file(
             info.tokenizer_file,
             bos_token=info.bos_token,
             eos_token_ids=info.eos_token_ids,
             add_bos=info.add_bos,
         )
+        choice = resolve_chat_template(settings.server.chat_template)
+        meta = settings.server.meta_instruction
+        source = template_source(choice, info.chat_template, self.tokenizer, meta)
+        info = msgspec.structs.replace(info, chat_template=source)
+        self._stops, self._stop_ids = split_stops(choice, self.tokenizer)
+        self._max_log_len = settings.log.max_log_len
+        self._info = info
         self.template = ChatTemplate(
             info.chat_template, bos_token=info.bos_token, eos_token=info.eos_token
         )
+        #: Texts become other tokens where this differs.
+        self.text_key = _digest(info)
 
     def token_ids(self, request: GenerateRequest) -> list[int]:
         """The prompt in tokens."""
         if request.token_ids is not None:
             return request.token_ids
+        history = request.history
+        if history is not None and (rest := self._after(request, history)) is not None:
+            self.check_length(request, len(rest))
+            self._log(rest)
+            return history.token_ids + self.tokenizer.encode_further(rest)
         text = request.text
         if text is None:
             assert request.messages is not None
             text = self.template.render(request.messages, kwargs=request.chat_template_kwargs)
-        limits.check_length(request, len(text), self.tokenizer.max_token_chars, self._info)
+        self.check_length(request, len(text))
+        self._log(text)
         return self.tokenizer.encode(text, add_special=request.text is not None)
+
+    def _after(self, request: GenerateRequest, history: History) -> str | None:
+        """The text that follows the history. None: this template cannot say."""
+        if request.messages is None:
+            return request.text
+        return self.template.render_after(
+            request.messages, history.num_messages, kwargs=request.chat_template_kwargs
+        )
+
+    def check_length(self, request: GenerateRequest, num_chars: int) -> None:
+        """Refuses what cannot fit. Raises PromptTooLong."""
+        limits.check_length(request, num_chars, self.tokenizer.max_token_chars, self._info)
 
     def output(
         self, request: GenerateRequest, sampling: SamplingParams, prompt_ids: Sequence[int]
@@ -50,7 +84,34 @@ class ModelText:
         detokenizer = self.tokenizer.detokenizer(
             skip_special=request.skip_special_tokens, context=context
         )
-        return OutputText(detokenizer, request.stop, sampling.min_tokens)
+        stops = (*request.stop, *self._stops) if _ends_as_chat(request) else request.stop
+        return OutputText(detokenizer, stops, sampling.min_tokens)
+
+    def with_stops(self, request: GenerateRequest, sampling: SamplingParams) -> SamplingParams:
+        """And with the stop tokens of the chat template, in a chat."""
+        if not (self._stop_ids and _ends_as_chat(request)):
+            return sampling
+        ids = dict.fromkeys((*sampling.stop_token_ids, *self._stop_ids))
+        return msgspec.structs.replace(sampling, stop_token_ids=tuple(ids))
+
+    def _log(self, text: str) -> None:
+        if self._max_log_len:
+            log.debug("prompt of %d characters: %r", len(text), text[: self._max_log_len])
+
+
+def _ends_as_chat(request: GenerateRequest) -> bool:
+    """At the stop words of the chat template too."""
+    return request.messages is not None and not request.ignore_eos
+
+
+def _digest(info: EngineInfo) -> str:
+    """Of all that makes tokens of messages. Unlike `assets_key`, it means the same tomorrow."""
+    digest = hashlib.sha256()
+    with open(info.tokenizer_file, "rb") as file:
+        digest.update(hashlib.file_digest(file, "sha256").digest())
+    others = (info.chat_template, info.bos_token, info.eos_token, info.add_bos)
+    digest.update(repr(others).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def assets_key(info: EngineInfo) -> tuple[object, ...]:

@@ -1,0 +1,139 @@
+"""The file that conversations are kept in: found, locked, opened. Not for the loop."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+from pathlib import Path
+
+from lmserve.errors import SetupError
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the schema, in the file's user_version
+
+# A session's messages form a tree: `parent` is the one before, `head` the one its next turn
+# follows. `token_ids` are what a message added to the tokens of its line, or with `restarts` all
+# of the line's up to here; NULL where it was never run by itself. A forgotten session leaves its
+# row, with the reason in `lost`, so that its client can be told.
+SCHEMA = """
+CREATE TABLE sessions (
+    key INTEGER PRIMARY KEY,
+    owner TEXT NOT NULL,
+    id TEXT NOT NULL,
+    head INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
+    num_tokens INTEGER NOT NULL,
+    created REAL NOT NULL,
+    used REAL NOT NULL,
+    lost TEXT,
+    UNIQUE (owner, id)
+);
+CREATE INDEX sessions_by_use ON sessions (used, num_tokens) WHERE lost IS NULL;
+CREATE INDEX sessions_lost ON sessions (used) WHERE lost IS NOT NULL;
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL REFERENCES sessions (key) DEFERRABLE INITIALLY DEFERRED,
+    parent INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
+    message TEXT NOT NULL,
+    created REAL NOT NULL,
+    token_ids BLOB,
+    restarts INTEGER NOT NULL,
+    text_key TEXT
+);
+CREATE INDEX messages_by_session ON messages (session);
+CREATE INDEX messages_by_parent ON messages (parent);
+"""
+
+
+class StoreFile:
+    """The one server that uses a folder holds its lock, until `close` or its death."""
+
+    def __init__(self, connection: sqlite3.Connection, lock: int | None = None):
+        self.connection = connection
+        self._lock = lock
+
+    def close(self) -> None:
+        self.connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def data_dir() -> Path:
+    """Where this user's programs keep data. Raises RuntimeError where there is no home."""
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "lmserve"
+
+
+def open_file(folder: str | None) -> StoreFile:
+    """In this folder or, where none is given and the user's own cannot be had, in memory.
+    Raises SetupError."""
+    if folder is not None:
+        try:
+            return _open(Path(folder).expanduser())
+        except (OSError, RuntimeError) as error:
+            raise SetupError(
+                f"cannot keep conversations in {folder}: {_reason(error)}; give a folder of this "
+                "server's own with --data-dir"
+            ) from None
+    try:
+        return _open(data_dir())
+    except (OSError, RuntimeError) as error:
+        log.warning(
+            "conversations will not survive a restart: the user's data directory cannot be used "
+            "(%s); --data-dir gives this server a place of its own",
+            _reason(error),
+        )
+        return StoreFile(_prepare(sqlite3.connect(":memory:", isolation_level=None)))
+
+
+def _open(folder: Path) -> StoreFile:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "sessions.sqlite3"
+    lock = os.open(folder / "sessions.sqlite3.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # nobody else's to read
+        return StoreFile(_connect(path), lock)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        return _prepare(connection)
+    except sqlite3.Error as error:
+        connection.close()
+        if isinstance(error, sqlite3.OperationalError):  # the disk's fault, not the file's
+            raise OSError(str(error)) from None
+        raise SetupError(
+            f"{path} is not a database that lmserve can read ({error}): move it away, with its "
+            "-wal file, to begin anew, or give another folder with --data-dir"
+        ) from None
+    except SetupError as error:
+        connection.close()
+        raise SetupError(f"{path} {error}") from None
+
+
+def _prepare(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
+    elif version != VERSION:
+        raise SetupError(
+            f"was written by another version of lmserve (schema {version}, this one reads "
+            f"{VERSION}): use that version, or give another folder with --data-dir"
+        )
+    return connection
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, BlockingIOError):
+        return "another server uses it"
+    return getattr(error, "strerror", None) or str(error)

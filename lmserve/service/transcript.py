@@ -1,0 +1,48 @@
+"""What one answer ran, written down as it goes: for those who keep conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lmserve.service.prompt import ModelText
+
+
+class Transcript:
+    """Given to `Service.generate`, which fills it."""
+
+    def __init__(self) -> None:
+        self.prompt_ids: list[int] = []
+        self._model_text: ModelText | None = None
+        self._parts: list[str] = []
+        self._answer_ids: list[int] = []
+        self._cut = False
+
+    def begin(self, model_text: ModelText, prompt_ids: list[int]) -> None:
+        self._model_text = model_text
+        self.prompt_ids = prompt_ids
+
+    def add(self, text: str, token_ids: Sequence[int]) -> None:
+        """Once a step: cheap. `token_ids` without the hidden end token."""
+        self._parts.append(text)
+        self._answer_ids += token_ids
+
+    def cut(self) -> None:
+        """A stop string ended the text, maybe in the middle of a token."""
+        self._cut = True
+
+    @property
+    def text_key(self) -> str:
+        assert self._model_text is not None
+        return self._model_text.text_key
+
+    def answer(self) -> str:
+        """The text that was shown."""
+        return "".join(self._parts)
+
+    def answer_ids(self) -> list[int]:
+        """The tokens of that text: those the model made, or where the text was cut, its own.
+        May take a moment: not for the loop."""
+        if not self._cut:
+            return self._answer_ids
+        assert self._model_text is not None
+        return self._model_text.tokenizer.encode_further(self.answer())

@@ -1,0 +1,103 @@
+"""One turn at a time in each session; those who wait are served in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from lmserve.errors import Overloaded, SessionBusy
+from lmserve.service.generation import Generation
+from lmserve.service.store import SessionKey
+
+MAX_WAITING = 8  # calls for one session, beside the one it is in
+
+
+class Slot:
+    """The turn that a session is in, held from `enter` to `leave`."""
+
+    __slots__ = ("cancelled", "ended", "generation", "key")
+
+    def __init__(self, key: SessionKey):
+        self.key = key
+        self.generation: Generation | None = None  # once it runs
+        self.cancelled = False  # before it ran
+        self.ended = False  # with its session: nothing of it is kept
+
+    def check(self) -> None:
+        if self.ended:
+            raise _was_ended(self.key)
+
+
+class Turns:
+    def __init__(self, *, refuse: bool):
+        self._refuse = refuse  # rather than wait
+        self._slots: dict[SessionKey, Slot] = {}
+        self._waiters: dict[SessionKey, deque[asyncio.Future[Slot]]] = {}
+
+    def current(self, key: SessionKey) -> Slot | None:
+        return self._slots.get(key)
+
+    @property
+    def busy(self) -> frozenset[SessionKey]:
+        return frozenset(self._slots)
+
+    async def enter(self, key: SessionKey) -> Slot:
+        """Waits for the turns before. A caller cancelled meanwhile leaves the queue. Raises
+        SessionBusy or Overloaded."""
+        if key not in self._slots:
+            slot = self._slots[key] = Slot(key)
+            return slot
+        if self._refuse:
+            raise SessionBusy(
+                f"session {key.id} is being answered: wait for the end of that answer, or cancel it"
+            )
+        waiters = self._waiters.setdefault(key, deque())
+        if len(waiters) >= MAX_WAITING:
+            raise Overloaded(
+                f"{len(waiters)} calls wait for session {key.id} already: let them be answered",
+                retry_after_s=len(waiters),
+            )
+        waiter: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            self._withdraw(waiter, waiters)
+            raise
+
+    def _withdraw(self, waiter: asyncio.Future[Slot], waiters: deque[asyncio.Future[Slot]]) -> None:
+        """Its caller is gone; perhaps it had its turn, or a refusal, but did not know yet."""
+        if waiter.cancelled():
+            if waiter in waiters:
+                waiters.remove(waiter)
+        elif waiter.exception() is None:
+            self.leave(waiter.result())
+
+    def leave(self, slot: Slot) -> None:
+        """The next one's turn. Idempotent."""
+        if self._slots.get(slot.key) is not slot:
+            return  # the session was ended meanwhile
+        waiters = self._waiters.get(slot.key, ())
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                self._slots[slot.key] = following = Slot(slot.key)
+                waiter.set_result(following)
+                return
+        del self._slots[slot.key]
+        self._waiters.pop(slot.key, None)
+
+    def end(self, key: SessionKey) -> Slot | None:
+        """Nobody is in the session any more: those who wait are refused, and whoever was in it
+        (returned) keeps nothing."""
+        slot = self._slots.pop(key, None)
+        if slot is not None:
+            slot.ended = True
+        for waiter in self._waiters.pop(key, ()):
+            if not waiter.done():
+                waiter.set_exception(_was_ended(key))
+        return slot
+
+
+def _was_ended(key: SessionKey) -> SessionBusy:
+    return SessionBusy(f"session {key.id} was ended while this call waited: call again to begin it")

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lmserve.errors import InvalidField, SetupError, StoreError
+from lmserve.service.store import Entry, Line, SessionKey, Store
+from lmserve.types import History
+
+ONE = SessionKey("", "1")
+TWO = SessionKey("", "2")
+THREE = SessionKey("", "3")
+NOBODY: frozenset[SessionKey] = frozenset()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(str(tmp_path))
+    yield store
+    store.close()
+
+
+def user(text: str, ids: list[int] | None, *, restarts: bool = False, key: str = "k") -> Entry:
+    return Entry({"role": "user", "content": text}, ids, restarts, key)
+
+
+def answer(text: str, ids: list[int] | None, *, key: str = "k") -> Entry:
+    return Entry({"role": "assistant", "content": text}, ids, text_key=key)
+
+
+def turn(num: int, *, first: bool = False, key: str = "k") -> list[Entry]:
+    """Two messages, of two tokens and one."""
+    ids = [num, num + 1]
+    return [user(f"q{num}", ids, restarts=first, key=key), answer(f"a{num}", [num + 2], key=key)]
+
+
+def history(store: Store, key: SessionKey = ONE, text_key: str = "k") -> History | None:
+    return store.load(key, text_key).history
+
+
+# --- lines --------------------------------------------------------------------------------
+
+
+def test_what_is_added_is_found_in_order(store: Store) -> None:
+    assert store.load(ONE, "k") == Line()
+    store.add(ONE, turn(10, first=True), 1.0)
+    store.add(ONE, turn(20), 2.0)
+    line = store.load(ONE, "k")
+    assert [message["content"] for message in line.messages] == ["q10", "a10", "q20", "a20"]
+    assert line.history == History([10, 11, 12, 20, 21, 22], 4)
+    assert line.num_tokens == 6
+
+
+def test_sessions_and_owners_do_not_meet(store: Store) -> None:
+    other = SessionKey("somebody", "1")
+    store.add(ONE, turn(10, first=True), 1.0)
+    store.add(other, turn(20, first=True), 1.0)
+    store.delete(ONE)
+    assert history(store) is None
+    assert history(store, other) == History([20, 21, 22], 2)
+
+
+def test_a_message_without_tokens_ends_what_is_known(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    store.add(ONE, [user("more", None), answer("said elsewhere", None)], 2.0)
+    store.add(ONE, turn(20), 3.0)  # it cannot be known what came before these
+    assert history(store) == History([10, 11, 12], 2)
+    assert len(store.load(ONE, "k").messages) == 6
+
+
+def test_tokens_that_restart_hold_the_whole_line(store: Store) -> None:
+    store.add(ONE, [user("more", None)], 1.0)
+    store.add(ONE, turn(20, first=True), 2.0)
+    line = store.load(ONE, "k")
+    assert line.history == History([20, 21, 22], 3)
+    assert line.num_tokens == 3
+
+
+def test_a_restart_without_its_answer_is_no_history(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    store.add(ONE, [user("again", [1, 2, 3], restarts=True)], 2.0)
+    assert history(store) is None
+
+
+def test_tokens_of_another_model_are_not_used(store: Store) -> None:
+    store.add(ONE, turn(10, first=True, key="old"), 1.0)
+    assert history(store, text_key="new") is None
+    assert store.load(ONE, "new").num_tokens == 3
+    store.add(ONE, turn(20, first=True, key="new"), 2.0)
+    assert history(store, text_key="new") == History([20, 21, 22], 4)
+    assert history(store, text_key="old") is None
+
+
+def test_a_long_line_is_read_and_deleted(store: Store) -> None:
+    for num in range(1200):  # beyond the depth of a cascade
+        store.add(ONE, turn(num, first=num == 0), 1.0)
+    line = store.load(ONE, "k")
+    assert line.history is not None
+    assert (len(line.messages), line.history.num_messages, line.num_tokens) == (2400, 2400, 3600)
+    store.delete(ONE)
+    assert store.load(ONE, "k") == Line()
+    (left,) = store._connection.execute("SELECT count(*) FROM messages").fetchone()
+    assert left == 0
+
+
+def test_odd_text_is_kept_as_it_is(store: Store) -> None:
+    text = "\x00 \u2028 \N{PILE OF POO} ' \" \\"
+    store.add(ONE, [Entry({"role": "user", "content": text, "name": None})], 1.0)
+    assert store.load(ONE, "k").messages == [{"role": "user", "content": text, "name": None}]
+
+
+def test_half_of_a_surrogate_pair_is_the_callers_mistake(store: Store) -> None:
+    with pytest.raises(InvalidField, match="surrogate"):
+        store.add(ONE, [user("\ud800", None)], 1.0)
+    assert store.load(ONE, "k") == Line()
+
+
+# --- what is forgotten --------------------------------------------------------------------
+
+
+def test_an_old_session_is_forgotten_and_told_once(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    store.add(TWO, turn(20, first=True), 5.0)
+    assert store.expire(5.0, "too old", NOBODY, 9.0) == 1
+    assert store.load(ONE, "k") == Line()
+    assert history(store, TWO) is not None
+    assert (store.take_lost(ONE), store.take_lost(ONE)) == ("too old", None)
+
+
+def test_a_busy_session_does_not_expire(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    assert store.expire(5.0, "too old", {ONE}, 9.0) == 0
+    assert history(store) is not None
+
+
+@pytest.mark.parametrize(
+    ("max_sessions", "max_tokens", "gone"),
+    [(3, 9, 0), (2, 9, 1), (3, 8, 1), (1, 9, 2), (3, 3, 2), (3, 0, 3)],
+)
+def test_the_session_unused_longest_makes_room(
+    store: Store, max_sessions: int, max_tokens: int, gone: int
+) -> None:
+    for used, key in enumerate((TWO, ONE, THREE)):
+        store.add(key, turn(10, first=True), float(used))
+    assert store.make_room(max_sessions, max_tokens, "room", NOBODY, 9.0) == gone
+    lost = [key for key in (TWO, ONE, THREE) if store.take_lost(key)]
+    assert lost == [TWO, ONE, THREE][:gone]
+
+
+def test_a_busy_session_makes_no_room(store: Store) -> None:
+    for used, key in enumerate((ONE, TWO)):
+        store.add(key, turn(10, first=True), float(used))
+    assert store.make_room(1, 100, "room", {ONE}, 9.0) == 1
+    assert store.take_lost(TWO) == "room"
+    assert history(store, ONE) is not None
+
+
+def test_a_forgotten_session_begins_anew(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    store.expire(5.0, "too old", NOBODY, 9.0)
+    store.add(ONE, turn(20, first=True), 10.0)
+    assert history(store) == History([20, 21, 22], 2)
+    assert store.take_lost(ONE) is None
+
+
+def test_a_deleted_session_leaves_no_reason(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    store.expire(5.0, "too old", NOBODY, 9.0)
+    store.delete(ONE)
+    assert store.take_lost(ONE) is None
+
+
+def test_reasons_are_bounded(store: Store) -> None:
+    for now, key in enumerate((ONE, TWO, THREE)):
+        store.add(key, turn(10, first=True), 0.0)
+        store.expire(0.5, "too old", NOBODY, float(now))
+    store.drop_lost(2)
+    assert [store.take_lost(key) for key in (ONE, TWO, THREE)] == [None, "too old", "too old"]
+
+
+# --- the disk -----------------------------------------------------------------------------
+
+
+def test_a_full_disk_changes_nothing(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreError, match="full"):
+        store.add(ONE, [user("x" * 100_000, [1])], 2.0)
+    assert history(store) == History([10, 11, 12], 2)
+    store._connection.execute("PRAGMA max_page_count = 1000000")
+    store.add(ONE, turn(20), 3.0)
+    assert len(store.load(ONE, "k").messages) == 4
+
+
+def test_a_read_only_database_is_still_read(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    store._connection.execute("PRAGMA query_only = ON")
+    with pytest.raises(StoreError, match="readonly"):
+        store.add(ONE, turn(20), 2.0)
+    assert store.take_lost(ONE) is None
+    assert history(store) == History([10, 11, 12], 2)
+
+
+def test_what_was_added_is_there_without_a_goodbye(store: Store, tmp_path: Path) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    crashed = tmp_path / "copy"
+    crashed.mkdir()
+    for name in ("sessions.sqlite3", "sessions.sqlite3-wal"):
+        shutil.copy(tmp_path / name, crashed / name)  # as a killed process leaves them
+    after = Store(str(crashed))
+    try:
+        assert history(after) == History([10, 11, 12], 2)
+    finally:
+        after.close()
+
+
+def test_it_is_kept_over_a_restart(tmp_path: Path) -> None:
+    for num in range(3):
+        store = Store(str(tmp_path / "new" / "folder"))
+        store.add(ONE, turn(num, first=num == 0), 1.0)
+        assert len(store.load(ONE, "k").messages) == 2 * (num + 1)
+        store.close()
+
+
+def test_nobody_else_may_read_it(store: Store, tmp_path: Path) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path.name
+
+
+def test_a_damaged_file_stops_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.sqlite3"
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(SetupError, match="move it away") as caught:
+        Store(str(tmp_path))
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+    path.unlink()
+    Store(str(tmp_path)).close()  # the lock was given back
+
+
+def test_a_damaged_page_fails_one_request(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.add(ONE, [user("x" * 200_000, [1], restarts=True)], 1.0)
+    store.add(TWO, turn(10, first=True), 1.0)
+    store.close()
+    path = tmp_path / "sessions.sqlite3"
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"x" * 1000)
+    data[at - 3000 : at + 1000] = b"\xff" * 4000
+    path.write_bytes(data)
+    store = Store(str(tmp_path))
+    try:
+        with pytest.raises(StoreError):
+            store.load(ONE, "k")
+        assert history(store, TWO) is not None
+    finally:
+        store.close()
+
+
+def test_a_file_of_a_newer_version_stops_the_start(tmp_path: Path) -> None:
+    Store(str(tmp_path)).close()
+    with sqlite3.connect(tmp_path / "sessions.sqlite3") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(SetupError, match="another version of lmserve .schema 99"):
+        Store(str(tmp_path))
+
+
+def test_two_servers_do_not_share_a_folder(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="another server uses it; give .* --data-dir"):
+        Store(str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_made_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="cannot keep conversations in .*--data-dir"):
+        Store(str(tmp_path / "file" / "below"))
+
+
+def test_without_a_folder_the_users_own_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    first = Store(None)
+    assert (tmp_path / "lmserve" / "sessions.sqlite3").exists()
+    assert not caplog.records
+    second = Store(None)  # that of another server, at the same time
+    (record,) = caplog.records
+    assert "will not survive a restart" in record.getMessage()
+    assert "--data-dir" in record.getMessage()
+    second.add(ONE, turn(10, first=True), 1.0)
+    assert history(second) == History([10, 11, 12], 2)
+    assert history(first) is None
+    first.close()
+    second.close()
+
+
+def test_a_home_that_cannot_be_written_costs_the_memory_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
+    Store(None).close()
+    assert "will not survive a restart" in caplog.text
