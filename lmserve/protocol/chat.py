@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from lmserve.errors import InvalidField
 from lmserve.protocol.common import UNSERVED, SamplingFields, UsageInfo
 from lmserve.types import FinishReason, GenerateRequest
 
@@ -44,9 +45,13 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
         list[ChatMessage] | str,
         Meta(
             description="The conversation so far, oldest first. A plain string (LMDeploy) is "
-            "sent to the model as it is, without the chat template."
+            "sent to the model as it is, without the chat template. Empty with `input_ids`."
         ),
     ]
+    input_ids: Annotated[
+        list[int] | None,
+        Meta(description="The prompt in token ids, in place of `messages`, which are empty then."),
+    ] = None
     max_completion_tokens: Annotated[
         int | None, Meta(description="Longest answer in tokens. Default: what fits the context.")
     ] = None
@@ -55,6 +60,10 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     ] = None
     chat_template_kwargs: Annotated[
         dict[str, Any] | None, Meta(description="More variables for the chat template.")
+    ] = None
+    enable_thinking: Annotated[
+        bool | None,
+        Meta(description="Older way to say `chat_template_kwargs.enable_thinking`, which wins."),
     ] = None
     metadata: Annotated[dict[str, Any] | None, Meta(description="Accepted, not used.")] = None
 
@@ -89,19 +98,32 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
         bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})
     ] = None
 
-    def to_generate(self) -> GenerateRequest:
-        common = self.sampling() | {"max_tokens": self.max_tokens}
+    def to_generate(self, owner: str = "") -> GenerateRequest:
+        common = self.sampling(owner) | {"max_tokens": self.max_tokens}
         if self.max_completion_tokens is not None:
             common["max_tokens"] = self.max_completion_tokens
             common["params"]["max_tokens"] = "max_completion_tokens"
+        if self.input_ids is not None:
+            if self.messages:
+                raise InvalidField(
+                    "give messages or input_ids, not both: send messages []", param="input_ids"
+                )
+            common["params"]["prompt"] = "input_ids"
+            return GenerateRequest(token_ids=self.input_ids, **common)
         if isinstance(self.messages, str):
             common["params"]["prompt"] = "messages"
             return GenerateRequest(text=self.messages, **common)
         return GenerateRequest(
             messages=[_plain_message(message) for message in self.messages],
-            chat_template_kwargs=self.chat_template_kwargs or {},
+            chat_template_kwargs=self._template_kwargs(),
             **common,
         )
+
+    def _template_kwargs(self) -> dict[str, Any]:
+        given = self.chat_template_kwargs or {}
+        if self.enable_thinking is None:
+            return given
+        return {"enable_thinking": self.enable_thinking} | given
 
 
 def _plain_message(message: ChatMessage) -> dict[str, Any]:
@@ -126,7 +148,7 @@ class ChatAnswer(Struct, kw_only=True):
 class ChatCompletionResponseChoice(Struct, kw_only=True):
     index: int
     message: ChatAnswer
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: FinishReason
 
 
@@ -153,7 +175,7 @@ class DeltaMessage(Struct, kw_only=True, omit_defaults=True):
 class ChatCompletionResponseStreamChoice(Struct, kw_only=True):
     index: int
     delta: DeltaMessage
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: FinishReason | None = None
 
 

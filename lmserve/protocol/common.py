@@ -87,13 +87,21 @@ class SamplingFields(Struct, kw_only=True):
     skip_special_tokens: Annotated[
         bool | None, Meta(description="Leave special tokens out of the text. Default: true.")
     ] = None
+    spaces_between_special_tokens: Annotated[
+        bool | None,
+        Meta(description="Accepted; the tokenizers here put no spaces there, as fast ones do."),
+    ] = None
     stream: Annotated[
         bool | None, Meta(description="Send the answer as server-sent events, as it is made.")
     ] = None
     stream_options: Annotated[StreamOptions | None, Meta(description="Only with `stream`.")] = None
     user: Annotated[str | None, Meta(description="Accepted, not used.")] = None
     session_id: Annotated[
-        int | None, Meta(description="Accepted for LMDeploy's clients; each call stands alone.")
+        int | None,
+        Meta(
+            description="A number of yours by which `POST /abort_request` ends the answer; -1: "
+            "none. Each call stands alone: `/v1/chat/interactive` keeps conversations."
+        ),
     ] = None
 
     response_format: Annotated[
@@ -138,12 +146,51 @@ class SamplingFields(Struct, kw_only=True):
     guided_grammar: Annotated[
         str | None, Meta(description="Not served yet.", extra={UNSERVED: ("",)})
     ] = None
+    # LMDeploy's
+    adapter_name: Annotated[
+        str | None, Meta(description="Not served yet.", extra={UNSERVED: ("",)})
+    ] = None
+    image_data: Annotated[
+        str | dict[str, Any] | list[Any] | None,
+        Meta(description="Not served.", extra={UNSERVED: ("", [])}),
+    ] = None
+    media_io_kwargs: Annotated[
+        dict[str, Any] | None, Meta(description="Not served.", extra={UNSERVED: ({},)})
+    ] = None
+    mm_processor_kwargs: Annotated[
+        dict[str, Any] | None, Meta(description="Not served.", extra={UNSERVED: ({},)})
+    ] = None
+    migration_request: Annotated[
+        dict[str, Any] | None, Meta(description="Not served.", extra={UNSERVED: ()})
+    ] = None
+    with_cache: Annotated[
+        bool | None, Meta(description="Not served.", extra={UNSERVED: (False,)})
+    ] = None
+    preserve_cache: Annotated[
+        bool | None, Meta(description="Not served.", extra={UNSERVED: (False,)})
+    ] = None
+    return_logprob: Annotated[
+        bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})
+    ] = None
+    return_token_ids: Annotated[
+        bool | None,
+        Meta(description="Not served here: `/generate` gives them.", extra={UNSERVED: (False,)}),
+    ] = None
+    return_routed_experts: Annotated[
+        bool | None, Meta(description="Not served.", extra={UNSERVED: (False,)})
+    ] = None
+    repetition_ngram_size: Annotated[
+        int | None, Meta(description="Not served yet.", extra={UNSERVED: (0,)})
+    ] = None
+    repetition_ngram_threshold: Annotated[
+        int | None, Meta(description="Not served yet.", extra={UNSERVED: (0,)})
+    ] = None
 
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self) -> dict[str, Any]:
+    def sampling(self, owner: str) -> dict[str, Any]:
         """The keyword arguments of `GenerateRequest` that these fields fill."""
         if self.stream_options is not None and not self.stream:
             raise InvalidField(
@@ -167,6 +214,8 @@ class SamplingFields(Struct, kw_only=True):
             "ignore_eos": bool(self.ignore_eos),
             "skip_special_tokens": self.skip_special_tokens is not False,
             "params": {"min_tokens": "min_new_tokens"} if renamed else {},
+            "owner": owner,
+            "session_id": None if self.session_id == -1 else self.session_id,
         }
 
 

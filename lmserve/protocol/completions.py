@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
@@ -43,10 +43,10 @@ class CompletionRequest(SamplingFields, kw_only=True):
         int | bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})
     ] = None
 
-    def to_generate(self) -> list[GenerateRequest]:
+    def to_generate(self, owner: str = "") -> list[GenerateRequest]:
         """One request a prompt, in order."""
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        common = self.sampling() | {"max_tokens": limit}
+        common = self.sampling(owner) | {"max_tokens": limit}
         texts, prompts_ids = self._prompts()
         num_prompts = len(texts) + len(prompts_ids)
         if num_prompts > MAX_PROMPTS:
@@ -85,7 +85,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
 class CompletionResponseChoice(Struct, kw_only=True):
     index: Annotated[int, Meta(description="Which prompt of the call this continues.")]
     text: str
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: FinishReason
 
 
@@ -103,7 +103,7 @@ class CompletionResponse(Struct, kw_only=True):
 class CompletionResponseStreamChoice(Struct, kw_only=True):
     index: int
     text: str
-    logprobs: None = None
+    logprobs: dict[str, Any] | None = None
     finish_reason: FinishReason | None = None
 
 

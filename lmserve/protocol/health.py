@@ -6,13 +6,32 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+Status = Literal["healthy", "sleeping", "initializing", "unhealthy"]
+State = Literal["loading", "ready", "stuck", "restarting", "sleeping", "failed", "closed"]
+
+_STATUSES: dict[State, Status] = {
+    "ready": "healthy",
+    "sleeping": "sleeping",
+    "loading": "initializing",
+}
+
 
 class HealthResponse(Struct, kw_only=True):
-    """200 when `status` is `ready`, else 503."""
+    """200 when `status` is `healthy` or `sleeping`, else 503."""
 
-    status: Literal["loading", "ready", "stuck", "restarting", "failed", "closed"]
-    reason: Annotated[str, Meta(description="One line for people.")]
+    status: Annotated[Status, Meta(description="In LMDeploy's words.")]
+    message: Annotated[str, Meta(description="One line for people.")]
+    state: Annotated[State, Meta(description="The same, finer.")]
     heard_s: Annotated[float, Meta(description="Seconds since the engine last answered.")]
+
+    @classmethod
+    def of(cls, state: State, message: str, heard_s: float) -> HealthResponse:
+        status = _STATUSES.get(state, "unhealthy")
+        return cls(status=status, message=message, state=state, heard_s=round(heard_s, 3))
+
+    @property
+    def http_status(self) -> int:
+        return 200 if self.status in ("healthy", "sleeping") else 503
 
 
 class VersionResponse(Struct, kw_only=True):

@@ -10,16 +10,50 @@ from typing import Any
 import msgspec
 
 from lmserve.protocol.errors import ErrorEvent, ErrorResponse
+from lmserve.protocol.schemas import simplify
 
 _PHRASES = {
     200: "OK",
     400: "The request is wrong; `param` names the field.",
     404: "No such model.",
+    409: "The conversation is being answered, or was ended meanwhile.",
     413: "The body is over the limit.",
     429: "A limit is reached; come back after `Retry-After` seconds.",
     500: "The engine failed this request.",
+    501: "The server was started without what this needs.",
     503: "The engine is loading, stuck, restarting or gone.",
 }
+_KEY = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "On servers started with `--api-keys`: one of them. Else nothing.",
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A parameter in the URL, never required."""
+
+    name: str
+    description: str
+    options: tuple[str, ...]
+    default: str | None = None
+    several: bool = False  # it may come more than once
+
+    def document(self) -> dict[str, Any]:
+        schema: dict[str, Any] = {"type": "string", "enum": list(self.options)}
+        if self.default is not None:
+            schema["default"] = self.default
+        if self.several:
+            schema = {"type": "array", "items": schema}
+        return {
+            "name": self.name,
+            "in": "query",
+            "description": self.description,
+            "schema": schema,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +68,9 @@ class Operation:
     example: dict[str, Any] | None = None  # of the request
     response: type[msgspec.Struct] | None = None  # None: `content_type` says what comes
     stream: type[msgspec.Struct] | None = None  # the chunk, where the answer may be streamed
-    content_type: str = "text/plain"
+    lines: bool = False  # streamed one JSON object a line, which are no server-sent events
+    query: tuple[Query, ...] = ()
+    content_type: str = "text/plain"  # "": nothing comes
     statuses: tuple[int, ...] = ()  # besides 200
     failure: type[msgspec.Struct] = ErrorResponse  # what comes with them
 
@@ -58,6 +94,7 @@ def document(operations: Iterable[tuple[str, str, Operation]], version: str) -> 
         structs, ref_template="#/components/schemas/{name}"
     )
     schemas = dict(zip(structs, refs, strict=True))
+    requests = [_name(schemas[op.request]["$ref"]) for *_, op in operations if op.request]
     paths: dict[str, dict[str, Any]] = {}
     for method, path, op in operations:
         paths.setdefault(plain_path(path), {})[method.lower()] = _operation(path, op, schemas)
@@ -69,12 +106,15 @@ def document(operations: Iterable[tuple[str, str, Operation]], version: str) -> 
             "description": "One language model for many people: OpenAI's and LMDeploy's routes.",
         },
         "paths": paths,
-        "components": {"schemas": components},
+        "security": [{}, {"key": []}],
+        "components": {"schemas": simplify(components, requests), "securitySchemes": _KEY},
     }
 
 
 def _operation(path: str, op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
-    responses = {"200": {"description": _PHRASES[200], "content": _content(op, schemas)}}
+    responses: dict[str, Any] = {"200": {"description": _PHRASES[200]}}
+    if content := _content(op, schemas):
+        responses["200"]["content"] = content
     for status in op.statuses:
         responses[str(status)] = {
             "description": _PHRASES[status],
@@ -88,11 +128,13 @@ def _operation(path: str, op: Operation, schemas: dict[Any, Any]) -> dict[str, A
     }
     if op.description:
         document["description"] = op.description
-    if names := re.findall(r"\{(\w+)", path):
-        document["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in names
-        ]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"\{(\w+)", path)
+    ]
+    parameters += [query.document() for query in op.query]
+    if parameters:
+        document["parameters"] = parameters
     if op.request is not None:
         media: dict[str, Any] = {"schema": schemas[op.request]}
         if op.example is not None:
@@ -102,10 +144,23 @@ def _operation(path: str, op: Operation, schemas: dict[Any, Any]) -> dict[str, A
 
 
 def _content(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+    if op.response is None and not op.content_type:
+        return {}
     if op.response is None:
         return {op.content_type: {"schema": {"type": "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": schemas[op.response]}}
-    if op.stream is not None:
+    if op.stream is not None and op.lines:
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": "With `stream`: one JSON object a line, each a "
+                f"{_name(schemas[op.stream]['$ref'])}: no `data:`, no blank line, no `[DONE]`. "
+                "The last has a `finish_reason`.",
+                "contentMediaType": "application/jsonl",
+                "contentSchema": schemas[op.stream],
+            }
+        }
+    elif op.stream is not None:
         chunk, error = schemas[op.stream]["$ref"], schemas[ErrorEvent]["$ref"]
         content["text/event-stream"] = {
             "schema": {

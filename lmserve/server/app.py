@@ -9,40 +9,74 @@ from aiohttp import web
 
 from lmserve import __version__
 from lmserve.bridge.handle import EngineHandle
+from lmserve.edge import middlewares
+from lmserve.edge.keyring import OPEN, Keyring
 from lmserve.protocol import openapi
-from lmserve.server import keys, middlewares
+from lmserve.server import keys
+from lmserve.server.cors import Cors
 from lmserve.server.routes.pages import PAGES, pages
+from lmserve.server.routes.route import Route
 from lmserve.server.routes.table import TABLE
 from lmserve.service.admission import BodyBytes
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
-from lmserve.settings import Settings
+from lmserve.service.sessions import Sessions
+from lmserve.settings import ServerSettings, Settings
 
 
 def build_app(settings: Settings, handle: EngineHandle) -> web.Application:
     """The application over this engine, which starts and ends with it."""
+    keyring, cors = Keyring(settings.server.api_keys), Cors(settings.server)
     app = web.Application(
-        middlewares=[middlewares.request_id, middlewares.errors],
+        middlewares=[
+            middlewares.request_id,
+            middlewares.errors,
+            cors.preflight,
+            keyring.guard,
+            middlewares.expect,
+        ],
         client_max_size=settings.server.max_body_bytes,
     )
     app[keys.SETTINGS] = settings
     app[keys.HANDLE] = handle
     app[keys.METRICS] = metrics = Metrics(handle, settings)
-    app[keys.SERVICE] = Service(handle, settings, metrics)
+    app[keys.SERVICE] = service = Service(handle, settings, metrics)
+    app[keys.SESSIONS] = Sessions(service, settings.sessions)
     app[keys.BODY_BYTES] = BodyBytes()
+    routes = served(settings.server)
     app[keys.OPENAPI] = orjson.dumps(
-        openapi.document(((r.method, r.path, r.operation) for r in TABLE), __version__)
+        openapi.document(((r.method, r.path, r.operation) for r in routes), __version__)
     )
     app[PAGES] = {}
-    for route in TABLE:
-        if route.method == "GET":
-            app.router.add_get(route.path, route.handler)  # and HEAD
-        else:
-            app.router.add_route(route.method, route.path, route.handler)
-    app.on_response_prepare.append(middlewares.stamp)
-    app.cleanup_ctx.extend((pages, engine))
+    app[middlewares.HAS_INDEX] = settings.server.docs
+    app[OPEN] = set()
+    for route in routes:
+        add(app, route)
+    app.on_response_prepare.extend((middlewares.stamp, cors.stamp))
+    app.cleanup_ctx.extend((pages, sessions, engine))
     app.on_shutdown.append(drain)
     return app
+
+
+def served(settings: ServerSettings) -> list[Route]:
+    """The table, less the parts that are turned off."""
+    parts = {None: True, "docs": settings.docs, "metrics": settings.metrics}
+    return [route for route in TABLE if parts[route.part]]
+
+
+def add(app: web.Application, route: Route) -> None:
+    resource = app.router.add_resource(route.path)
+    for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+        added = resource.add_route(method, route.handler, expect_handler=middlewares.no_expect)
+        if route.open:
+            app[OPEN].add(added)
+
+
+async def sessions(app: web.Application) -> AsyncIterator[None]:
+    """Closed after the engine, with which the last answers end."""
+    await app[keys.SESSIONS].open()
+    yield
+    await app[keys.SESSIONS].close()
 
 
 async def engine(app: web.Application) -> AsyncIterator[None]:

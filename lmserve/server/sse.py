@@ -1,18 +1,18 @@
-"""Answers on their way out. Server-sent events: one response, one writer, one write a step."""
+"""Answers on their way out. A stream: one response, one writer, one write a step."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 
 from aiohttp import web
 
+from lmserve.edge.middlewares import bug
 from lmserve.errors import LmserveError
 from lmserve.protocol.encode import DONE
 from lmserve.protocol.errors import error_event
-from lmserve.server.middlewares import bug
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -24,6 +24,9 @@ HEADERS = {
 # there is nothing more of its kind.
 Follow = Callable[[Callable[[bytes], bool]], Awaitable[None]]
 
+# Headers not known before the first chunk is.
+LateHeaders = Callable[[], Mapping[str, str]]
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,9 +34,10 @@ class EventStream:
     """The response, started by its first write. A client that takes no bytes for
     `write_timeout_s` is dropped: its connection ends, which cancels the handler."""
 
-    def __init__(self, request: web.Request, write_timeout_s: float):
+    def __init__(self, request: web.Request, write_timeout_s: float, late: LateHeaders):
         self._request = request
         self._write_timeout_s = write_timeout_s
+        self._late = late
         self._response = web.StreamResponse(headers=HEADERS)
         self._chunked = False  # known once started
         self._protocol = request.protocol
@@ -49,6 +53,7 @@ class EventStream:
     async def write(self, data: bytes) -> None:
         self._writing_since = self._loop.time()
         if not self._response.prepared:
+            self._response.headers.update(self._late())
             await self._response.prepare(self._request)
             self._chunked = self._response.headers.get("Transfer-Encoding") == "chunked"
         await self._response.write(data)
@@ -113,19 +118,29 @@ def drop(request: web.Request, write_timeout_s: float) -> None:
         request.transport.abort()
 
 
+def end_event(error: LmserveError) -> bytes:
+    """Tells an error as an event, and the end."""
+    return error_event(error) + DONE
+
+
 async def send(
     request: web.Request,
     chunks: AsyncGenerator[bytes, None],
     write_timeout_s: float,
     follow: Follow | None = None,
+    *,
+    end_with: Callable[[LmserveError], bytes] = end_event,
+    late: LateHeaders = dict,
 ) -> web.StreamResponse:
-    """Sends the chunks; the last of them ends with `[DONE]`. While the client keeps up, `follow`
-    may write what would be the next chunks itself, in the turn that brings them.
+    """Sends the chunks, framed as they are; the last of them ends the stream. While the client
+    keeps up, `follow` may write what would be the next chunks itself, in the turn that brings
+    them.
 
     What fails before the first chunk is raised, so that it gets its status; what fails later is
-    told as an event. Cancelled when the client leaves, even while nothing is written.
+    told in the bytes of `end_with`. Cancelled when the client leaves, even while nothing is
+    written.
     """
-    stream = EventStream(request, write_timeout_s)
+    stream = EventStream(request, write_timeout_s, late)
     try:
         async with aclosing(chunks):
             try:
@@ -135,18 +150,11 @@ async def send(
                         await follow(stream.write_now)
             except ConnectionResetError:
                 raise
-            except LmserveError as error:
-                await _tell(stream, error)
-            except Exception:
+            except Exception as error:
                 if not stream.started:
                     raise
-                await _tell(stream, bug(request))
+                told = error if isinstance(error, LmserveError) else bug(request)
+                await stream.write(end_with(told))
         return await stream.end()
     finally:
         stream.close()
-
-
-async def _tell(stream: EventStream, error: LmserveError) -> None:
-    if not stream.started:
-        raise error
-    await stream.write(error_event(error) + DONE)

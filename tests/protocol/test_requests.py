@@ -90,6 +90,38 @@ def test_messages_arrive_as_they_were_sent() -> None:
     ]
 
 
+def test_a_session_id_is_a_handle_within_its_owner() -> None:
+    for asked in (
+        msgspec.convert({"messages": "hi", "session_id": 7}, ChatCompletionRequest),
+        msgspec.convert({"prompt": "hi", "session_id": 7}, CompletionRequest),
+    ):
+        made = asked.to_generate("ann")
+        request = made[0] if isinstance(made, list) else made
+        assert (request.owner, request.session_id) == ("ann", 7)
+    for none in (-1, None):
+        assert chat("hi", session_id=none).session_id is None
+    assert chat("hi", session_id=0).session_id == 0
+
+
+def test_thinking_is_a_variable_of_the_template() -> None:
+    message = [{"role": "user", "content": "hi"}]
+    assert chat(message, enable_thinking=False).chat_template_kwargs == {"enable_thinking": False}
+    asked = chat(message, enable_thinking=False, chat_template_kwargs={"enable_thinking": True})
+    assert asked.chat_template_kwargs == {"enable_thinking": True}
+    assert chat(message, enable_thinking=None).chat_template_kwargs == {}
+
+
+def test_a_chat_of_token_ids() -> None:
+    request = chat([], input_ids=[1, 2])
+    assert (request.messages, request.token_ids) == (None, [1, 2])
+    assert request.params["prompt"] == "input_ids"
+    assert chat([], input_ids=[]).token_ids == []  # refused by the validator
+    for messages in ("hi", [{"role": "user", "content": "hi"}]):
+        with pytest.raises(InvalidField) as caught:
+            chat(messages, input_ids=[1])
+        assert caught.value.param == "input_ids"
+
+
 def test_the_clients_names() -> None:
     message = [{"role": "user", "content": "hi"}]
     assert chat(message, max_tokens=5, min_tokens=1).params == {}

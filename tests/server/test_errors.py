@@ -244,3 +244,11 @@ async def test_what_is_no_http_is_one_line_in_the_log(
     (record,) = [record for record in caplog.records if record.name == "aiohttp.server"]
     assert record.levelname == "INFO" and record.exc_info is None
     assert "not HTTP" in record.getMessage() and "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize("expect", ["100-continue", "100-Continue", "miracles"])
+async def test_expectations(client: TestClient, expect: str) -> None:
+    """Those that wait with their body are told to go on; others are ignored, as they may be."""
+    response = await client.post(CHAT, data=orjson.dumps(HELLO), headers={"Expect": expect})
+    assert response.status == 200
+    await refusal(await client.post(CHAT, data=b"{", headers={"Expect": expect}), 400)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -23,26 +24,32 @@ class LoadingEngine(FakeEngine):
 
 
 async def test_health_follows_the_engine(client: TestClient, fake: Any) -> None:
-    async def health() -> tuple[int, str]:
+    async def health() -> tuple[int, str, str]:
         response = await client.get("/health")
         body = await response.json()
-        assert body["reason"]
+        assert set(body) == {"status", "message", "state", "heard_s"}
+        assert body["message"]
         assert body["heard_s"] >= 0
-        return response.status, body["status"]
+        return response.status, body["status"], body["state"]
 
-    assert await health() == (200, "ready")
+    assert await health() == (200, "healthy", "ready")
     fake.hang()
-    assert await health() == (503, "stuck")
+    assert await health() == (503, "unhealthy", "stuck")
     fake.resume()
     fake.die()
-    assert await health() == (503, "restarting")
+    assert await health() == (503, "unhealthy", "restarting")
     fake.resume()
-    assert await health() == (200, "ready")
+    assert await health() == (200, "healthy", "ready")
+    await fake.sleep()
+    assert await health() == (200, "sleeping", "sleeping")
+    await fake.wake()
+    assert await health() == (200, "healthy", "ready")
 
 
 async def test_while_loading(aiohttp_client: AiohttpClient, settings: Settings) -> None:
     client = await aiohttp_client(build_app(settings, LoadingEngine()))
-    assert (await client.get("/health")).status == 503
+    health = await client.get("/health")
+    assert (health.status, (await health.json())["status"]) == (503, "initializing")
     for response in (
         await client.get("/v1/models"),
         await client.get("/v1/models/mock"),
@@ -148,3 +155,29 @@ async def test_files_of_the_pages(client: TestClient) -> None:
         response = await client.get(f"/web/{name}")
         assert response.status == 404
         assert (await response.json())["error"]["code"] == "not_found"
+
+
+def without(settings: Settings, part: str) -> Settings:
+    changed = dataclasses.replace(settings.server, **{part: False})
+    return dataclasses.replace(settings, server=changed)
+
+
+async def test_without_docs(
+    aiohttp_client: AiohttpClient, settings: Settings, fake: FakeEngine
+) -> None:
+    client = await aiohttp_client(build_app(without(settings, "docs"), fake))
+    for path in ("/", "/chat", "/web/chat.js", "/openapi.json"):
+        response = await client.get(path)
+        assert response.status == 404
+        assert "GET /" not in (await response.json())["error"]["message"]  # no such hint then
+    for path in ("/health", "/metrics", "/v1/models"):
+        assert (await client.get(path)).status == 200
+
+
+async def test_without_metrics(
+    aiohttp_client: AiohttpClient, settings: Settings, fake: FakeEngine
+) -> None:
+    client = await aiohttp_client(build_app(without(settings, "metrics"), fake))
+    assert (await client.get("/metrics")).status == 404
+    assert "/metrics" not in (await (await client.get("/openapi.json")).json())["paths"]
+    assert (await client.get("/")).status == 200

@@ -16,10 +16,11 @@ import pytest
 from aiohttp import ClientSession
 
 from lmserve.bridge.fake import FakeEngine
+from lmserve.edge.listen import bind, url_of
 from lmserve.errors import ModelError, SetupError
 from lmserve.messages import EngineInfo
 from lmserve.server import lifecycle
-from lmserve.server.lifecycle import bind, serve, url_of
+from lmserve.server.lifecycle import serve
 from lmserve.settings import EngineSettings, ServerSettings, Settings
 
 PROGRAM = """
@@ -118,7 +119,7 @@ def test_a_port_in_use_is_told_before_anything_starts(monkeypatch: pytest.Monkey
 )
 def test_addresses_that_cannot_be_had(name: str, port: int) -> None:
     with pytest.raises(SetupError) as caught:
-        bind(ServerSettings(server_name=name, server_port=port))
+        bind(name, port)
     assert "\n" not in caught.value.message
     assert "--server-" in caught.value.message
 
@@ -128,7 +129,7 @@ def test_addresses_that_cannot_be_had(name: str, port: int) -> None:
 )
 def test_the_url_to_open(name: str, shown: str) -> None:
     try:
-        listener = bind(ServerSettings(server_name=name, server_port=0))
+        listener = bind(name, 0)
     except SetupError:
         if ":" not in name:
             raise

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from aiohttp import web
 
+from lmserve.edge.keyring import OWNER
 from lmserve.protocol.chat import (
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -25,7 +26,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     app = request.app
     timeout_s = app[SETTINGS].server.write_timeout_s
     async with body.reading(request, ChatCompletionRequest) as asked:
-        generation = await app[SERVICE].generate(asked.to_generate())
+        generation = await app[SERVICE].generate(asked.to_generate(request[OWNER]))
     head = Head(f"chatcmpl-{uuid4().hex}", generation.created, generation.model)
     with generation.lease():
         if asked.stream:

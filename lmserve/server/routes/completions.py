@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from aiohttp import web
 
+from lmserve.edge.keyring import OWNER
 from lmserve.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
@@ -27,7 +28,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     app = request.app
     timeout_s = app[SETTINGS].server.write_timeout_s
     async with body.reading(request, CompletionRequest) as asked:
-        generations = await app[SERVICE].generate_all(asked.to_generate())
+        generations = await app[SERVICE].generate_all(asked.to_generate(request[OWNER]))
     first = generations[0]
     head = Head(f"cmpl-{uuid4().hex}", first.created, first.model)
     with ExitStack() as leases:

@@ -15,8 +15,8 @@ from lmserve.service.metrics import CONTENT_TYPE
 
 async def health(request: web.Request) -> web.Response:
     seen = request.app[HANDLE].health()
-    body = HealthResponse(status=seen.state, reason=seen.reason, heard_s=round(seen.heard_s, 3))
-    return json_response(msgspec.json.encode(body), 200 if seen.ok else 503)
+    body = HealthResponse.of(seen.state, seen.reason, seen.heard_s)
+    return json_response(msgspec.json.encode(body), body.http_status)
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -40,11 +40,13 @@ ROUTES = [
             id="health",
             summary="Whether the engine answers",
             tag="operation",
-            description="200 when the engine's loop answered lately and no step is stuck.",
+            description="200 when the engine's loop answered lately and no step is stuck, and "
+            "when it was put to sleep.",
             response=HealthResponse,
             statuses=(503,),
             failure=HealthResponse,
         ),
+        open=True,
     ),
     Route(
         "GET",
@@ -55,6 +57,7 @@ ROUTES = [
             summary="Prometheus metrics, under vLLM's names",
             tag="operation",
         ),
+        part="metrics",
     ),
     Route(
         "GET",
@@ -77,5 +80,6 @@ ROUTES = [
             tag="operation",
             content_type="application/json",
         ),
+        part="docs",
     ),
 ]

@@ -89,6 +89,8 @@ ROUTES = [
         Operation(
             id="index", summary="The API documentation", tag="pages", content_type="text/html"
         ),
+        open=True,
+        part="docs",
     ),
     Route(
         "GET",
@@ -97,6 +99,8 @@ ROUTES = [
         Operation(
             id="chat_page", summary="Chat in the browser", tag="pages", content_type="text/html"
         ),
+        open=True,
+        part="docs",
     ),
     Route(
         "GET",
@@ -109,5 +113,7 @@ ROUTES = [
             content_type="*/*",
             statuses=(404,),
         ),
+        open=True,
+        part="docs",
     ),
 ]

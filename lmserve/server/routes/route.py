@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from aiohttp import web
 
+from lmserve.edge.middlewares import Handler
 from lmserve.protocol.openapi import Operation
-from lmserve.server.middlewares import Handler
 
 GENERATE_STATUSES = (400, 404, 413, 429, 500, 503)
 
@@ -18,6 +19,8 @@ class Route:
     path: str
     handler: Handler
     operation: Operation
+    open: bool = False  # answers without an API key too
+    part: Literal["docs", "metrics"] | None = None  # served only with this setting
 
 
 def json_response(body: bytes, status: int = 200) -> web.Response:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from lmserve.server.routes import chat, completions, models, operation, pages
+from lmserve.server.routes import (
+    chat,
+    completions,
+    control,
+    interactive,
+    models,
+    operation,
+    pages,
+    tokens,
+)
 from lmserve.server.routes.route import Route
 
 TABLE: tuple[Route, ...] = (
     *models.ROUTES,
     *chat.ROUTES,
     *completions.ROUTES,
+    *interactive.ROUTES,
+    *tokens.ROUTES,
+    *control.ROUTES,
     *operation.ROUTES,
     *pages.ROUTES,
 )

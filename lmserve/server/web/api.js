@@ -1,5 +1,7 @@
 // The transport: everything the pages know about talking to the server.
 
+import { askForKey, currentKey, withKey } from "./key.js";
+
 /** A request that did not end well; `status` is 0 where no answer came at all. */
 export class ApiError extends Error {
   constructor(message, status = 0) {
@@ -13,7 +15,18 @@ export class ApiError extends Error {
   }
 }
 
-async function send(path, options) {
+/** A fetch. Where the server asks for a key, so does the page; the 401 comes back if none is given. */
+export async function send(path, options) {
+  for (;;) {
+    const key = currentKey();
+    const response = await reach(path, withKey(options));
+    if (response.status !== 401) return response;
+    const another = currentKey() !== key; // given meanwhile, for another call
+    if (!another && !(await askForKey())) return response;
+  }
+}
+
+async function reach(path, options) {
   try {
     return await fetch(path, options);
   } catch (error) {
@@ -23,6 +36,7 @@ async function send(path, options) {
 }
 
 async function readError(response) {
+  if (response.status === 401) return new ApiError("An API key is needed to go on.", 401);
   const text = await response.text();
   try {
     const body = JSON.parse(text);
@@ -43,7 +57,7 @@ export async function getHealth() {
   try {
     const response = await send("/health", { cache: "no-store" });
     const body = await response.json();
-    return { ready: response.ok, reason: body.reason ?? body.error?.message ?? "" };
+    return { ready: body.status === "healthy", reason: body.message ?? "" };
   } catch (error) {
     const reason = error instanceof ApiError ? error.message : "The server is not ready.";
     return { ready: false, reason };

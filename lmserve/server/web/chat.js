@@ -252,7 +252,7 @@ function listen() {
     else submit();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !byId("settings").open) running.get(current.id)?.abort();
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) running.get(current.id)?.abort();
   });
   byId("new").addEventListener("click", () => open(newConversation()));
   byId("open-settings").addEventListener("click", () => openSettings(byId("settings"), models));

@@ -2,6 +2,7 @@
 
 import { getHealth, getJson, getModels } from "./api.js";
 import { codeBlock, el } from "./dom.js";
+import { currentKey } from "./key.js";
 import { curl, Document } from "./openapi.js";
 import { tryBox } from "./try.js";
 
@@ -18,7 +19,7 @@ function showSnippets(model) {
 
 client = OpenAI(
     base_url="${origin}/v1",
-    api_key="none",
+    api_key="${currentKey() ? "YOUR KEY" : "none"}",
 )
 answer = client.chat.completions.create(
     model="${model}",
@@ -131,6 +132,15 @@ function showOperations(api, samples) {
   }
 }
 
+/** Links to what this server has. Where it asks for a key, which a link cannot bring, to "Try it". */
+function showLinks(api) {
+  for (const link of document.querySelectorAll(".links [data-keyed]")) {
+    const path = link.getAttribute("href");
+    link.hidden = !(path in api.document.paths);
+    if (currentKey()) link.href = `#${operationId({ method: "GET", path })}`;
+  }
+}
+
 function openTarget() {
   const target = document.getElementById(location.hash.slice(1));
   if (!(target instanceof HTMLDetailsElement)) return;
@@ -142,7 +152,9 @@ function openTarget() {
 
 async function showDocument(samples) {
   try {
-    showOperations(new Document(await getJson("/openapi.json")), samples);
+    const api = new Document(await getJson("/openapi.json"));
+    showOperations(api, samples);
+    showLinks(api);
     openTarget();
     window.addEventListener("hashchange", openTarget);
   } catch (error) {
@@ -151,8 +163,20 @@ async function showDocument(samples) {
   }
 }
 
+function showLocked() {
+  const again = el("button", { class: "button", type: "button", onclick: () => location.reload() }, "Enter the key");
+  byId("state").replaceChildren("This server asks for an API key. ", again);
+  showSnippets("MODEL");
+}
+
 async function start() {
-  const [model] = await getModels().catch(() => []); // none yet while loading
+  let model;
+  try {
+    [model] = await getModels();
+  } catch (error) {
+    if (error.status === 401) return showLocked();
+    // else none yet: it is loading
+  }
   const samples = {
     model: model ?? "MODEL",
     messages: [{ role: "user", content: "Hello!" }],

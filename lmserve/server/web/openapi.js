@@ -1,5 +1,7 @@
 // Reading an OpenAPI 3.1 document: references, types in words, example requests.
 
+import { currentKey } from "./key.js";
+
 const METHODS = ["get", "post", "put", "patch", "delete"];
 
 export class Document {
@@ -114,6 +116,7 @@ export function curl(method, url, body) {
   if (method === "POST") words[0] = `curl ${url}`;
   if (body === null && method === "POST") words.push("-X POST");
   if (body?.stream) words[0] = words[0].replace("curl", "curl -N");
+  if (currentKey()) words.push('-H "Authorization: Bearer $API_KEY"');
   if (body !== null) words.push("-H 'Content-Type: application/json'", `-d ${quote(JSON.stringify(body, null, 2))}`);
   return words.join(" \\\n  ");
 }

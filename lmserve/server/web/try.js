@@ -1,5 +1,6 @@
 // The "try it" box of an operation: really sends the request and shows what comes back.
 
+import { send } from "./api.js";
 import { el } from "./dom.js";
 
 const SHOWN_HEADERS = ["content-type", "content-length", "x-request-id", "retry-after", "allow", "server"];
@@ -37,7 +38,7 @@ function pretty(text) {
 /** Send, and show the answer in `head` and `body` as it arrives. */
 async function exchange(path, options, head, body) {
   const started = performance.now();
-  const response = await fetch(path, options);
+  const response = await send(path, options);
   head.textContent = describe(response, performance.now() - started);
   head.dataset.ok = String(response.ok);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -52,7 +53,7 @@ export function tryBox(operation, example) {
   const parameters = operation.parameters.filter(({ in: place }) => place !== "header");
   const area = example && el("textarea", { name: "body", rows: "9", spellcheck: "false", "aria-label": "Request body" });
   if (area) area.value = JSON.stringify(example, null, 2);
-  const send = el("button", { class: "button primary", type: "submit" }, "Send");
+  const button = el("button", { class: "button primary", type: "submit" }, "Send");
   const head = el("pre", { class: "answer-head", hidden: true });
   const body = el("pre", { class: "answer-body", hidden: true, tabindex: "0", "aria-label": "Response body" });
   let controller = null;
@@ -61,7 +62,7 @@ export function tryBox(operation, example) {
     event.preventDefault();
     if (controller) return controller.abort();
     controller = new AbortController();
-    send.textContent = "Stop";
+    button.textContent = "Stop";
     head.hidden = body.hidden = false;
     head.textContent = "…";
     body.textContent = "";
@@ -73,8 +74,8 @@ export function tryBox(operation, example) {
       head.append(controller.signal.aborted ? "\nstopped" : `\n${error.message}`);
     }
     controller = null;
-    send.textContent = "Send";
+    button.textContent = "Send";
   };
-  const form = el("form", { class: "try", onsubmit: submit }, parameters.map(fieldOf), area, send, head, body);
+  const form = el("form", { class: "try", onsubmit: submit }, parameters.map(fieldOf), area, button, head, body);
   return form;
 }

@@ -1,0 +1,139 @@
+"""What every request passes: its id, the access log, and the one place that answers errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from uuid import uuid4
+
+from aiohttp import HttpVersion11, hdrs, web
+
+from lmserve.errors import (
+    BodyTooLarge,
+    LmserveError,
+    MethodNotAllowed,
+    NotFound,
+    RequestError,
+    Unauthorized,
+)
+from lmserve.protocol.errors import error_body
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+REQUEST_ID = web.RequestKey("request_id", str)
+HAS_INDEX = web.AppKey("has_index", bool)  # GET / lists what there is
+_SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+logger = logging.getLogger(__name__)
+access = logging.getLogger("lmserve.access")
+
+
+@web.middleware
+async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Takes the client's id where it is sane, else makes one; logs how the request ended."""
+    given = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid4().hex
+    started = time.perf_counter()
+    status = "gone"  # the client left: the handler is cancelled
+    try:
+        response = await handler(request)
+        status = str(response.status)
+        return response
+    finally:
+        access.info(
+            "%s %s %s %.1f ms %s",
+            request.method,
+            path_of(request),
+            status,
+            (time.perf_counter() - started) * 1000,
+            request[REQUEST_ID],
+        )
+
+
+async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """Signal: every response carries the request's id."""
+    if REQUEST_ID in request:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+    response.headers["X-Content-Type-Options"] = "nosniff"
+
+
+async def no_expect(request: web.Request) -> None:
+    """For `Expect`, aiohttp asks this before any middleware: `expect` answers, after the key."""
+
+
+@web.middleware
+async def expect(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tells a client that waits with its body to go on; innermost, so that only what may run
+    is asked for. Other expectations are ignored, as they may be."""
+    waits = request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+    if waits and request.version >= HttpVersion11 and request.match_info.http_exception is None:
+        assert request.transport is not None
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return await handler(request)
+
+
+def path_of(request: web.Request) -> str:
+    """As it was sent, percent-encoded: no line break of a client's gets into a log."""
+    return request.rel_url.raw_path[:200]
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Exceptions to answers."""
+    try:
+        return await handler(request)
+    except LmserveError as error:
+        return error_response(error)
+    except web.HTTPMethodNotAllowed as error:
+        return _method(request, error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return error_response(_of_aiohttp(request, error))
+    except (asyncio.CancelledError, ConnectionResetError):
+        raise  # nobody is left to answer
+    except Exception:
+        return error_response(bug(request))
+
+
+def bug(request: web.Request) -> LmserveError:
+    """Logs the exception being handled and gives what the client may know of it."""
+    logger.exception("request %s failed", request[REQUEST_ID])
+    return LmserveError(f"internal error; the log has it as request {request[REQUEST_ID]}")
+
+
+def error_response(error: LmserveError) -> web.Response:
+    response = web.Response(
+        status=error.status, body=error_body(error), content_type="application/json"
+    )
+    if isinstance(error, Unauthorized):
+        response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is not None:
+        response.headers["Retry-After"] = str(retry_after_s)
+    return response
+
+
+def _method(request: web.Request, error: web.HTTPMethodNotAllowed) -> web.Response:
+    allowed = ", ".join(sorted(error.allowed_methods))
+    if request.method == "OPTIONS":
+        response = web.Response(status=204)
+    else:
+        message = f"{request.method} is not allowed for {path_of(request)}: use {allowed}"
+        response = error_response(MethodNotAllowed(message))
+    response.headers["Allow"] = f"{allowed}, OPTIONS"
+    return response
+
+
+def _of_aiohttp(request: web.Request, error: web.HTTPException) -> LmserveError:
+    if isinstance(error, web.HTTPNotFound):
+        hint = ": GET / lists what there is" if request.app.get(HAS_INDEX) else ""
+        return NotFound(f"there is no {path_of(request)}{hint}")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return BodyTooLarge(f"the body is over the limit: {error.text}")
+    if error.status < 500:
+        return RequestError(error.reason)
+    return LmserveError(error.reason)

@@ -1,0 +1,104 @@
+"""POST /v1/encode and /generate: LMDeploy's routes for token ids."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+from aiohttp import web
+
+from lmserve.edge.keyring import OWNER
+from lmserve.protocol.encode import DONE
+from lmserve.protocol.openapi import Operation
+from lmserve.protocol.tokens import (
+    EncodeRequest,
+    EncodeResponse,
+    GenerateReqInput,
+    GenerateReqOutput,
+    encode_output,
+)
+from lmserve.server import body, sse
+from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
+from lmserve.service.generate import Generation
+from lmserve.types import Done, TextDelta
+
+
+async def encode(request: web.Request) -> web.Response:
+    app = request.app
+    async with body.reading(request, EncodeRequest) as asked:
+        encoded = await app[SERVICE].encode(asked.to_generate(), add_bos=asked.add_bos is not False)
+    answer = json_response(asked.answer(encoded))
+    return await sse.send_whole(request, answer, app[SETTINGS].server.write_timeout_s)
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    app = request.app
+    timeout_s = app[SETTINGS].server.write_timeout_s
+    async with body.reading(request, GenerateReqInput) as asked:
+        generation = await app[SERVICE].generate(asked.to_generate(request[OWNER]))
+    with generation.lease():
+        if asked.stream:
+            return await sse.send(request, stream_chunks(generation), timeout_s)
+        text, output_ids, done = await collect_ids(generation)
+    answer = encode_output(text, output_ids, done.usage, done.finish_reason)
+    return await sse.send_whole(request, json_response(answer), timeout_s)
+
+
+async def collect_ids(generation: Generation) -> tuple[str, list[int], Done]:
+    """The whole answer in text and in tokens, and how it ended. Raises EngineError."""
+    parts: list[str] = []
+    output_ids: list[int] = []
+    async for event in generation.events():
+        if isinstance(event, Done):
+            return "".join(parts), output_ids + generation.unshown_ids, event
+        parts.append(event.text)
+        output_ids += event.token_ids
+    raise AssertionError("a generation ended without its terminal event")
+
+
+async def stream_chunks(generation: Generation) -> AsyncGenerator[bytes, None]:
+    """One chunk a step; the last says how the answer ended."""
+    async for event in generation.events():
+        if isinstance(event, TextDelta):
+            yield _chunk(encode_output(event.text, event.token_ids, generation.usage, None))
+        else:
+            rest = generation.unshown_ids
+            yield _chunk(encode_output("", rest, event.usage, event.finish_reason)) + DONE
+
+
+def _chunk(output: bytes) -> bytes:
+    return b"data: %b\n\n" % output
+
+
+ROUTES = [
+    Route(
+        "POST",
+        "/v1/encode",
+        encode,
+        Operation(
+            id="encode",
+            summary="Tokenise texts",
+            tag="tokens",
+            request=EncodeRequest,
+            example={"input": "two steps to build a house:"},
+            response=EncodeResponse,
+            statuses=(400, 413, 429, 503),
+        ),
+    ),
+    Route(
+        "POST",
+        "/generate",
+        generate,
+        Operation(
+            # not `generate`: generators would name its arguments GenerateRequest
+            id="generate_tokens",
+            summary="Continue a text or token ids, and give the answer's token ids too",
+            tag="tokens",
+            request=GenerateReqInput,
+            example={"prompt": "two steps to build a house:", "max_tokens": 32},
+            response=GenerateReqOutput,
+            stream=GenerateReqOutput,
+            statuses=GENERATE_STATUSES,
+        ),
+    ),
+]
