@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 import click
@@ -20,6 +19,7 @@ from lmserve.cli.talk import (
     user,
     with_model_ready,
 )
+from lmserve.cli.terminal import Terminal
 from lmserve.errors import LmserveError
 
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
@@ -55,12 +55,10 @@ class Chat:
         self._sampling = sampling
         self._start = conversation(system)
         self._messages = list(self._start)
-        self._prompt = "> " if sys.stdin.isatty() else ""
+        self._terminal = Terminal()
 
     def talk(self) -> None:
         """Until the end of input, /exit, or Ctrl-C while nothing is being answered."""
-        with suppress(ImportError):
-            import readline  # noqa: F401  (line editing and history in input())
         click.echo(f"{self._talker.name}. {HELP}", err=True)
         while (line := self._read()) not in (None, "/exit"):
             if line == "/clear":
@@ -71,10 +69,8 @@ class Chat:
                 self._turn(line)
 
     def _read(self) -> str | None:
-        try:
-            return input(self._prompt).strip()
-        except EOFError:
-            return None
+        line = self._terminal.read("> ")
+        return None if line is None else line.strip()
 
     def _turn(self, line: str) -> None:
         """One question and its answer. A failed one leaves the conversation as it was."""

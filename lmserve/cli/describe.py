@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from lmserve.cli.fields import SECTIONS, SettingField, catalogue
+from lmserve.cli.lmdeploy_flags import FLAGS
 
 TOML_HEADER = """\
 # Every setting with its default. A settings file needs only what it changes:
@@ -38,6 +39,12 @@ def _row(field: SettingField) -> str:
     default = "" if field.default is None else f"`{_toml(field.default)}`"
     cells = [f"`{field.name}`", flag, f"`{field.env}`", default, field.doc, field.accepts]
     return f"| {' | '.join(cells)} |"
+
+
+def lmdeploy_table() -> str:
+    """LMDeploy's flags that are no setting."""
+    rows = [f"| `{flag.name}` | {flag.help} |" for flag in FLAGS]
+    return "\n".join(["| flag | here |", "| --- | --- |", *rows]) + "\n"
 
 
 def default_toml() -> str:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from lmserve.cli.config import Loaded
 from lmserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -22,11 +23,27 @@ def with_model_found(settings: Settings) -> Settings:
         return settings
     from lmserve.weights.files import cache_dir, resolve
 
-    found = resolve(settings.engine.model, cache_dir(settings.engine.cache_dir))
+    found = resolve(
+        settings.engine.model, cache_dir(settings.engine.cache_dir), settings.engine.revision
+    )
     engine = dataclasses.replace(settings.engine, model=str(found.path))
     name = settings.server.model_name or found.name
     return dataclasses.replace(
         settings, engine=engine, server=dataclasses.replace(settings.server, model_name=name)
+    )
+
+
+def with_chat_template(loaded: Loaded) -> Settings:
+    """The settings, `cap` from the chat template where nobody set it. Refuses a template that
+    cannot be used, before anything is started."""
+    from lmserve.text.template_choice import resolve_chat_template
+
+    settings = loaded.settings
+    choice = resolve_chat_template(settings.server.chat_template)
+    if choice.capability is None or loaded.origins["cap"] != "default":
+        return settings
+    return dataclasses.replace(
+        settings, server=dataclasses.replace(settings.server, cap=choice.capability)
     )
 
 

@@ -13,6 +13,7 @@ import click
 
 from lmserve import __version__
 from lmserve.cli.chat import chat
+from lmserve.cli.check_env import check_env
 from lmserve.cli.run import run
 from lmserve.cli.serve import serve
 from lmserve.cli.show import config
@@ -59,6 +60,7 @@ cli.add_command(serve)
 cli.add_command(run)
 cli.add_command(chat)
 cli.add_command(config)
+cli.add_command(check_env)
 
 
 def main() -> None:

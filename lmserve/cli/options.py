@@ -9,6 +9,7 @@ import click
 
 from lmserve.cli.config import Loaded, load
 from lmserve.cli.fields import SettingField, catalogue
+from lmserve.cli.lists import ListOption
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,15 +31,25 @@ def setting_options(*sections: str) -> Callable[[Function], Function]:
 
 def _option(field: SettingField) -> Callable[[Function], Function]:
     text = field.doc
-    if field.default is not None:
-        shown = str(field.default).lower() if field.type is bool else field.default
+    if field.default not in (None, ()):
+        shown = _shown(field.default)
         text += f"  [default: {shown}]"
     if field.type is bool:
         spelling = f"{field.flag}/--no-{field.name.replace('_', '-')}"
         return click.option(spelling, field.name, default=None, help=text)
     # The text is parsed by the catalogue: the same checks and words for every source.
     metavar = "|".join(field.choices) if field.choices else field.type.__name__.upper()
+    if field.type is tuple:
+        return click.option(
+            field.flag, field.name, cls=ListOption, default=None, metavar="TEXT...", help=text
+        )
     return click.option(field.flag, field.name, default=None, metavar=metavar, help=text)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def sampling_options(function: Function) -> Function:

@@ -9,11 +9,9 @@ from typing import Any
 import aiohttp
 import orjson
 
+from lmserve.cli.client import base_of, first_model, message_of, open_http, refuse_failure
 from lmserve.cli.talk import Message, Talker
-from lmserve.errors import EngineError, LmserveError, SetupError
-
-# No limit on an answer's length; only a connection that cannot be made is given up.
-TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
+from lmserve.errors import EngineError
 
 
 class RemoteTalker:
@@ -30,7 +28,7 @@ class RemoteTalker:
         }
         try:
             async with self._http.post(f"{self._base}/chat/completions", json=body) as response:
-                await _refuse_failure(response)
+                await refuse_failure(response)
                 async for data in _events(response):
                     if text := _text_of(data):
                         yield text
@@ -43,21 +41,9 @@ class RemoteTalker:
 @asynccontextmanager
 async def open_remote(url: str, model_name: str | None) -> AsyncIterator[Talker]:
     """`url` is a server's address, with or without /v1."""
-    base = url.rstrip("/").removesuffix("/v1") + "/v1"
-    async with aiohttp.ClientSession(timeout=TIMEOUT) as http:
-        yield RemoteTalker(http, base, model_name or await _first_model(http, base))
-
-
-async def _first_model(http: aiohttp.ClientSession, base: str) -> str:
-    try:
-        async with http.get(f"{base}/models") as response:
-            await _refuse_failure(response)
-            models = orjson.loads(await response.read())["data"]
-            return str(models[0]["id"])
-    except (aiohttp.ClientError, TimeoutError) as error:
-        raise SetupError(f"{base}: no server answers there: {error}") from None
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise SetupError(f"{base}/models lists no model: is it an OpenAI-style server?") from None
+    base = base_of(url)
+    async with open_http() as http:
+        yield RemoteTalker(http, base, model_name or await first_model(http, base))
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
@@ -73,21 +59,6 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
 
 def _text_of(data: dict[str, Any]) -> str:
     if error := data.get("error"):
-        raise EngineError(_message_of(error))
+        raise EngineError(message_of(error))
     choices = data.get("choices") or [{}]
     return (choices[0].get("delta") or {}).get("content") or ""
-
-
-async def _refuse_failure(response: aiohttp.ClientResponse) -> None:
-    if response.status < 400:
-        return
-    body = await response.read()
-    try:
-        message = _message_of(orjson.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        message = body.decode(errors="replace")[:200] or response.reason or ""
-    raise LmserveError(f"{response.url} answered {response.status}: {message}")
-
-
-def _message_of(error: Any) -> str:
-    return str(error["message"] if isinstance(error, dict) else error)

@@ -6,10 +6,13 @@ from typing import Any
 
 import click
 
+from lmserve.cli.api_client import api_client
 from lmserve.cli.fields import SECTIONS
+from lmserve.cli.gradio import gradio
+from lmserve.cli.lmdeploy import ServerCommand, lmdeploy_options, load_server_options
 from lmserve.cli.logs import set_up_logging
-from lmserve.cli.options import load_options, setting_options
-from lmserve.errors import SettingsError
+from lmserve.cli.options import setting_options
+from lmserve.cli.proxy import proxy
 
 
 @click.group()
@@ -17,22 +20,27 @@ def serve() -> None:
     """Start a server."""
 
 
-@serve.command("api_server")
+serve.add_command(api_client)
+serve.add_command(gradio)
+serve.add_command(proxy)
+
+
+@serve.command("api_server", cls=ServerCommand)
 @click.argument("model", required=False)
 @setting_options(*SECTIONS)
-@click.option("--tp", default=1, help="devices to split the model over: 1  [default: 1]")
-def api_server(model: str | None, tp: int, **options: Any) -> None:
+@lmdeploy_options
+def api_server(model: str | None, **options: Any) -> None:
     """Serve MODEL over HTTP, in the manner of OpenAI's API.
 
     MODEL is a directory of safetensors, a .gguf file or a hub id. Without one a small default
-    model is fetched once and served.
+    model is fetched once and served. A flag may be spelled with `_` for `-`; one that takes a
+    list takes all words up to the next flag, so MODEL stands before it.
     """
-    if tp != 1:
-        raise SettingsError(f"--tp {tp}: tensor parallelism is not supported yet; leave it at 1")
-    loaded = load_options(options, model)
+    loaded = load_server_options(options, model)
     set_up_logging(loaded)
-    from lmserve.cli.local import with_model_found
+    from lmserve.cli.local import with_chat_template, with_model_found
     from lmserve.server import lifecycle
 
-    lifecycle.bind(loaded.settings.server).close()  # refused before anything is fetched
-    lifecycle.serve(with_model_found(loaded.settings), click.echo)
+    settings = with_chat_template(loaded)
+    lifecycle.check(settings.server)  # refused before anything is fetched
+    lifecycle.serve(with_model_found(settings), click.echo)

@@ -53,8 +53,12 @@ def text_for(field: SettingField) -> st.SearchStrategy[str]:
         return st.sampled_from(field.choices)
     if field.name == "device":
         return st.sampled_from(["auto", "cpu", "cuda", "cuda:3"])
-    if field.type is str:
-        return st.text("abc-/._", min_size=1)
+    if field.name.endswith("_url"):
+        return st.sampled_from(["http://localhost:8000", "https://example.org"])
+    if field.name == "allow_methods":
+        return st.sampled_from(["*", "GET, POST", "get"])
+    if field.type in (str, tuple):
+        return st.text("abc-/._" if field.type is str else "abc-_", min_size=1)
     if field.type is int:
         return st.integers(int(field.least or 0), int(field.most or 2**40)).map(str)
     return st.floats(0.001, field.most or 1e9).map(repr)

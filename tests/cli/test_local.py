@@ -47,6 +47,38 @@ async def test_an_unknown_model_is_one_line(tmp_path: Path):
     assert err.startswith("Error: no such model: ") and err.count("\n") == 1
 
 
+async def test_the_launch_line_of_lmdeploys_page():
+    page = ("--server-name", "127.0.0.1", "--server-port", "0", "--tp", "1")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "lmserve", "serve", "api_server", "./model", *page, *MOCK),
+        *("--session_len", "512", "--meta_instruction", "Be kind.", "--cache_max_entry_count=0.5"),
+        *("--cp", "1", "--api_keys", "k1", "k2"),
+        cwd=ROOT,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        first = (await process.stdout.readline()).decode()
+        assert first.startswith("open http://127.0.0.1:")
+        url = first.split()[1]
+        question = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
+        async with aiohttp.ClientSession(headers={"Authorization": "Bearer k2"}) as http:
+            while b"ready after" not in await process.stdout.readline():
+                assert process.returncode is None
+            async with http.post(f"{url}/v1/chat/completions", json=question) as answer:
+                body = await answer.json()
+        assert len("<|im_start|>system\nBe kind.") < body["usage"]["prompt_tokens"]
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        assert err.count(b"Warning: ") == 1 and b"Warning: --cp has no effect" in err
+        assert process.returncode == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 async def test_a_port_in_use_is_told_before_the_model_is_looked_for(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

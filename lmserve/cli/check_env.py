@@ -1,0 +1,125 @@
+"""`lmserve check_env`: what an answer to "what do you run on?" needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import click
+
+from lmserve import __version__
+
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "gguf", "aiohttp", "uvloop", "msgspec", "orjson"),
+    *("huggingface-hub", "triton", "flash-attn", "gradio"),
+)
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16")
+TORCH_TIMEOUT_S = 60
+# in a process of its own: importing torch takes seconds, and a broken one may crash
+TORCH_PROBE = """
+import json, torch
+count = torch.cuda.device_count()
+print(json.dumps({
+    "CUDA": torch.version.cuda or "not built in",
+    "GPUs": [torch.cuda.get_device_name(index) for index in range(count)],
+    "torch threads": torch.get_num_threads(),
+}))
+"""
+
+Facts = dict[str, object]
+
+
+@click.command("check_env")
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def check_env(as_json: bool) -> None:
+    """Print versions and what this machine has."""
+    facts: Facts = {}
+    for probe in (_versions, _machine, _torch_at_work, _directories):
+        facts |= _attempt(probe)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else value
+        click.echo(f"{name:{width}}  {text}")
+
+
+def _attempt(probe: Callable[[], Facts]) -> Facts:
+    try:
+        return probe()
+    except Exception as error:  # it tells what is broken, so nothing may break it
+        name = probe.__name__.strip("_").replace("_", " ")
+        return {name: f"unknown ({type(error).__name__}: {' '.join(str(error).split())[:200]})"}
+
+
+def _versions() -> Facts:
+    return {
+        "lmserve": __version__,
+        "Python": f"{platform.python_version()} ({sys.executable})",
+        **{name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _machine() -> Facts:
+    info = _proc("/proc/cpuinfo")
+    known = info.get("flags", info.get("Features", "")).split()
+    gib = int(_proc("/proc/meminfo").get("MemTotal", "0 kB").split()[0]) / 2**20
+    return {
+        "system": platform.platform(),
+        "CPU": info.get("model name", platform.processor() or platform.machine()),
+        "CPU cores": _num_cores(),
+        "CPU features": [flag for flag in CPU_FLAGS if flag in known],
+        "memory": f"{gib:.1f} GiB" if gib else "unknown",
+        "C compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "none"),
+    }
+
+
+def _num_cores() -> int | None:
+    """Those we may use, where the system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _proc(path: str) -> dict[str, str]:
+    """`name: value` lines; the first of a name counts. Empty where there is no such file."""
+    if not Path(path).is_file():
+        return {}
+    lines = [line.partition(":") for line in Path(path).read_text().splitlines()]
+    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
+
+
+def _torch_at_work() -> Facts:
+    done = subprocess.run(
+        [sys.executable, "-c", TORCH_PROBE], capture_output=True, text=True, timeout=TORCH_TIMEOUT_S
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+    facts: Facts = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+def _directories() -> Facts:
+    from lmserve.cli.config import load
+    from lmserve.service.store_file import data_dir
+    from lmserve.weights.files import cache_dir
+
+    settings = load().settings
+    return {
+        "models": str(cache_dir(settings.engine.cache_dir)),
+        "conversations": settings.sessions.data_dir or str(data_dir()),
+        "settings file": os.environ.get("LMSERVE_CONFIG", "none"),
+    }

@@ -1,0 +1,109 @@
+"""`lmserve serve proxy`: one address for many servers."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+
+from lmserve.cli.lists import ListOption, ListsCommand
+from lmserve.errors import SettingsError, SetupError
+
+STRATEGIES = ("random", "min_expected_latency", "min_observed_latency")
+
+
+@click.command("proxy", cls=ListsCommand)
+@click.option("--server-name", default="127.0.0.1", show_default=True, help="address to listen on")
+@click.option("--server-port", default=8000, show_default=True, help="port; 0 picks a free one")
+@click.option(
+    "--routing-strategy",
+    "--strategy",
+    type=click.Choice(STRATEGIES),
+    default="min_expected_latency",
+    show_default=True,
+    help="which node gets a request that nothing ties to one",
+)
+@click.option(
+    "--serving-strategy", default="Hybrid", metavar="Hybrid", help="the only one there is"
+)
+@click.option(
+    "--node", "nodes", cls=ListOption, multiple=True, metavar="URL...", help="nodes, never dropped"
+)
+@click.option(
+    "--api-keys",
+    cls=ListOption,
+    multiple=True,
+    metavar="KEY...",
+    help="keys, one of which every call must bring; nodes must know the first",
+)
+@click.option("--ssl", is_flag=True, help="serve HTTPS, with $SSL_KEYFILE and $SSL_CERTFILE")
+@click.option("--max-body-bytes", type=click.IntRange(1024), help="largest request body taken")
+@click.option(
+    "--drain-timeout-s",
+    type=click.FloatRange(0),
+    help="at shutdown, open answers get this long to finish",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(("debug", "info", "warning", "error"), case_sensitive=False),
+    default="info",
+    show_default=True,
+    help="least level logged",
+)
+@click.option("--disable-cache-status", is_flag=True, help="accepted: no state is kept in files")
+@click.option("--dummy-prefill", is_flag=True, hidden=True)
+@click.option("--disable-gdr", is_flag=True, hidden=True)
+@click.option("--migration-protocol", hidden=True)
+@click.option("--link-type", hidden=True)
+def proxy(
+    server_name: str,
+    server_port: int,
+    routing_strategy: str,
+    serving_strategy: str,
+    nodes: tuple[str, ...],
+    api_keys: tuple[str, ...],
+    ssl: bool,
+    log_level: str,
+    **rest: Any,
+) -> None:
+    """Hand requests on to several servers, as if they were one.
+
+    Servers announce themselves with --proxy-url, or are named here with --node.
+    """
+    if serving_strategy.lower() != "hybrid":
+        raise SettingsError(
+            f"--serving-strategy {serving_strategy}: not supported yet; leave it at Hybrid"
+        )
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    for name in ("dummy_prefill", "disable_gdr", "migration_protocol", "link_type"):
+        if rest[name]:
+            logging.getLogger(__name__).warning("--%s has no effect", name.replace("_", "-"))
+    from lmserve.distributor.app import serve
+    from lmserve.distributor.nodes import node_url
+    from lmserve.distributor.settings import ProxySettings
+    from lmserve.edge import tls
+    from lmserve.edge.listen import bind, url_of, wire_logger
+    from lmserve.errors import InvalidField
+
+    try:
+        urls = tuple(node_url(url) for url in _words(nodes))
+    except InvalidField as error:
+        raise SetupError(f"--node: {error.message}") from None
+    given = {
+        name: rest[name] for name in ("max_body_bytes", "drain_timeout_s") if rest[name] is not None
+    }
+    keys = _words(api_keys)
+    settings = ProxySettings(strategy=routing_strategy, nodes=urls, api_keys=keys, **given)
+    context = tls.make_context() if ssl else None
+    listener = bind(server_name, server_port)
+    url = url_of(listener, https=ssl)
+    wire_logger()
+    with listener:
+        serve(settings, listener, context, lambda: click.echo(f"distributing at {url}"))
+
+
+def _words(given: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(key for each in given for key in each.replace(",", " ").split())
