@@ -1,0 +1,140 @@
+"""The choice of a node for each request: model, then session, then beginning, then strategy."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from typing import Generic, TypeVar
+
+from lmserve.distributor.errors import NodeUnavailable, SessionAway
+from lmserve.distributor.nodes import Node, Nodes
+from lmserve.distributor.policy import STRATEGIES, rendezvous
+from lmserve.distributor.wish import Wish, session_key
+from lmserve.errors import ModelNotFound
+
+MAX_SESSIONS = 100_000
+MAX_PREFIXES = 50_000
+
+Key = TypeVar("Key", str, bytes)
+
+
+class Recent(Generic[Key]):
+    """Which URL each key went to; what was not used for longest makes room."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._urls: OrderedDict[Key, str] = OrderedDict()
+
+    def get(self, key: Key) -> str | None:
+        if key in self._urls:
+            self._urls.move_to_end(key)
+        return self._urls.get(key)
+
+    def put(self, key: Key, url: str) -> None:
+        self._urls[key] = url
+        self._urls.move_to_end(key)
+        if len(self._urls) > self._most:
+            self._urls.popitem(last=False)
+
+    def drop(self, key: Key) -> None:
+        self._urls.pop(key, None)
+
+    def __len__(self) -> int:
+        return len(self._urls)
+
+
+class Dispatch:
+    def __init__(self, nodes: Nodes, strategy: str):
+        self._nodes = nodes
+        self._strategy = STRATEGIES[strategy]
+        self._sessions: Recent[str] = Recent(MAX_SESSIONS)
+        self._prefixes: Recent[bytes] = Recent(MAX_PREFIXES)
+
+    def choose(self, wish: Wish, tried: Collection[Node] = ()) -> Node:
+        """A living node, none of those tried. Raises what the client should be told."""
+        if wish.session is not None:
+            return self._home(wish, wish.session, tried)
+        nodes = self._able(wish, tried)
+        node = self._warm(wish, nodes) or self._strategy(nodes)
+        for prefix in wish.prefixes:
+            self._prefixes.put(prefix, node.url)
+        return node
+
+    def others(self, wish: Wish, tried: Collection[Node]) -> bool:
+        """Whether there is one left to try. A session has one node."""
+        return wish.session is None and bool(self._living(wish, tried))
+
+    def answered(self, wish: Wish, node: Node, status: int, told_id: str = "") -> None:
+        """The node took the request: a session stays there, or has ended. `told_id`: the node
+        opened one."""
+        if status >= 400:
+            return
+        if wish.session is None:
+            if wish.opens_for is not None and told_id:
+                self._sessions.put(session_key(wish.opens_for, told_id), node.url)
+        elif wish.ends_session:
+            self._sessions.drop(wish.session)
+        else:
+            self._sessions.put(wish.session, node.url)
+
+    def forget(self, wish: Wish) -> None:
+        if wish.session is not None:
+            self._sessions.drop(wish.session)
+
+    def _home(self, wish: Wish, session: str, tried: Collection[Node]) -> Node:
+        url = self._sessions.get(session)
+        if url is None:  # new, or from before a restart: found where it was, if that node lives
+            return rendezvous(session, self._able(wish, tried))
+        node = self._nodes.find(url)
+        if node is None or not node.alive or node in tried:
+            raise session_away(wish.session_id, url)
+        return node
+
+    def _warm(self, wish: Wish, nodes: Sequence[Node]) -> Node | None:
+        """The node that saw the same beginning lately, unless others have far less to do."""
+        most = 2 * min(node.unfinished for node in nodes) + 4
+        by_url = {node.url: node for node in nodes}
+        for prefix in wish.prefixes:
+            node = by_url.get(self._prefixes.get(prefix) or "")
+            if node is not None and node.unfinished <= most:
+                return node
+        return None
+
+    def _living(self, wish: Wish, tried: Collection[Node]) -> list[Node]:
+        return [
+            node
+            for node in self._nodes
+            if node.alive and node not in tried and wish.model in (None, *node.models)
+        ]
+
+    def _able(self, wish: Wish, tried: Collection[Node]) -> list[Node]:
+        able = self._living(wish, tried)
+        if not able:
+            raise self._why_none(wish, tried)
+        return able
+
+    def _why_none(self, wish: Wish, tried: Collection[Node]) -> ModelNotFound | NodeUnavailable:
+        if tried:
+            urls = ", ".join(node.url for node in tried)
+            return NodeUnavailable(f"no node answered ({urls}): try again in a moment")
+        if not len(self._nodes):
+            return NodeUnavailable("there are no nodes: start servers with --proxy-url")
+        if not any(node.alive for node in self._nodes):
+            return NodeUnavailable("no node is alive; GET /nodes/status says why: try again later")
+        assert wish.model is not None, "some node lives, and any would do"
+        if any(wish.model in node.models for node in self._nodes):
+            return NodeUnavailable(f"no node with {wish.model[:200]!r} is alive: try again later")
+        served = sorted({model for node in self._nodes for model in node.models})
+        return ModelNotFound(
+            f"the model {wish.model[:200]!r} is not served here: use one of {', '.join(served)}",
+            param="model",
+        )
+
+
+def session_away(session_id: int, url: str) -> SessionAway:
+    return SessionAway(
+        f"session {session_id} is kept by {url}, which does not answer: wait until it is back, or "
+        f'end the session with {{"session_id": {session_id}, "prompt": "", '
+        '"request_output_len": 0, "interactive_mode": false} and begin anew',
+        param="session_id",
+    )

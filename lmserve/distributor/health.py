@@ -1,0 +1,115 @@
+"""Whether the nodes live: each is asked now and then, and at once when a request fails there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+
+import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from lmserve.distributor.errors import NodeUnavailable
+from lmserve.distributor.nodes import Node, Nodes
+from lmserve.distributor.settings import ProxySettings
+
+logger = logging.getLogger(__name__)
+
+UNREACHABLE = (ClientError, TimeoutError, OSError)
+
+
+class Watch:
+    """One task a node, from `follow` until the node is removed or this is closed."""
+
+    def __init__(self, nodes: Nodes, session: ClientSession, settings: ProxySettings):
+        self._nodes = nodes
+        self._session = session
+        self._settings = settings
+        self.timeout = ClientTimeout(total=settings.health_timeout_s)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def follow(self, node: Node) -> None:
+        task = asyncio.create_task(self._watch(node), name=f"watch {node.url}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _watch(self, node: Node) -> None:
+        while node in self._nodes or node.unfinished:  # removed: what runs there may finish
+            node.doubted.clear()
+            await self.check(node)
+            if time.monotonic() - node.seen_s > self._settings.forget_after_s:
+                self._forget(node)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.health_interval_s):
+                    await node.doubted.wait()
+
+    def _forget(self, node: Node) -> None:
+        if not node.configured and node in self._nodes:
+            logger.warning("%s is dropped: it was not heard of for too long", node.url)
+            self._nodes.remove(node)
+            node.cut()
+
+    async def check(self, node: Node) -> None:
+        """Asks for its health, and for its models where they are not known."""
+        try:
+            status = await self._health(node)
+            # 404: it is older than the route; what it serves may change while it is away
+            if status in (200, 404) and not (node.alive or node.told):
+                node.models = await self.models(node.url)
+        except NodeUnavailable as error:
+            node.down(error.message)
+        except UNREACHABLE as error:
+            node.down(_words(error))
+            if time.monotonic() - node.seen_s > self._settings.cut_after_s:
+                node.cut()
+        else:
+            node.seen()
+            if status in (200, 404):
+                node.up()
+            else:
+                node.down(f"its /health says {status}")
+
+    async def _health(self, node: Node) -> int:
+        async with self._session.get(node.url + "/health", timeout=self.timeout) as response:
+            return response.status
+
+    async def models(self, url: str) -> tuple[str, ...]:
+        """What it serves, by its own account."""
+        try:
+            async with self._session.get(
+                url + "/v1/models", timeout=self.timeout, headers=self.headers
+            ) as response:
+                if response.status != 200:
+                    raise NodeUnavailable(f"{url}/v1/models says {response.status}", param="url")
+                listed = msgspec.json.decode(await response.read(), type=_Listed)
+        except msgspec.DecodeError:
+            raise NodeUnavailable(f"{url}/v1/models lists no models", param="url") from None
+        except UNREACHABLE as error:
+            raise NodeUnavailable(f"{url} does not answer: {_words(error)}", param="url") from None
+        return tuple(dict.fromkeys(model.id for model in listed.data))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Nodes are expected to know the first of the keys."""
+        keys = self._settings.api_keys
+        return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Listed(msgspec.Struct):
+    data: list[_Model]
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    return str(error) or type(error).__name__

@@ -1,0 +1,86 @@
+"""What is read from a request, and only for the choice of its node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmserve.distributor.wish import INTERACTIVE, Wish, session_key, wish_of
+
+
+def wish(body: Any, path: str = "/v1/chat/completions", key: str = "") -> Wish:
+    return wish_of(path, None, key, orjson.dumps(body))
+
+
+def test_the_model() -> None:
+    assert wish({"model": "m"}).model == "m"
+    assert wish({"model": None}).model is None
+    assert wish({"model": 7}).model is None  # the node refuses it
+    assert wish_of("/v1/models/a%2Fb", None, "", b"").model == "a/b"
+    assert wish_of("/v1/realtime", "m", "", b"").model == "m"
+
+
+@given(st.binary(max_size=60))
+def test_no_body_is_too_odd(body: bytes) -> None:
+    for path in (INTERACTIVE, "/v1/completions"):
+        assert wish_of(path, None, "", body).session is None or b"session_id" in body
+
+
+def test_depth_is_no_trap() -> None:
+    assert wish_of(INTERACTIVE, None, "", b'{"model":' + b"[" * 200_000) == Wish()
+
+
+def test_sessions_are_those_of_the_interactive_route() -> None:
+    one = wish({"session_id": 1, "prompt": "hi"}, INTERACTIVE)
+    assert one.session == session_key("", 1)
+    assert one.session_id == 1
+    assert wish({"session_id": 1, "prompt": "hi"}).session is None
+    for absent in (-1, None, "1", True, 1.0):
+        assert wish({"session_id": absent, "prompt": "hi"}, INTERACTIVE).session is None
+
+
+def test_two_keys_may_use_the_same_id() -> None:
+    ids = {wish({"session_id": 1}, INTERACTIVE, key).session for key in ("", "a", "b")}
+    assert len(ids) == 3
+    assert all("a" != each and "b" != each for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ends", "only"),
+    [
+        ({"prompt": "hi", "interactive_mode": True}, False, False),
+        ({"prompt": "hi", "interactive_mode": False}, True, False),
+        ({"prompt": "hi"}, True, False),
+        ({"prompt": "", "request_output_len": 0}, True, True),
+        ({"prompt": "", "request_output_len": 0, "interactive_mode": True}, False, False),
+        ({"prompt": "", "cancel": True}, False, False),
+        ({"prompt": "", "request_output_len": 0, "cancel": True}, False, False),
+    ],
+)
+def test_how_a_session_ends(fields: dict[str, Any], ends: bool, only: bool) -> None:
+    found = wish({"session_id": 1} | fields, INTERACTIVE)
+    assert (found.ends_session, found.only_ends) == (ends, only)
+
+
+def turns(*texts: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text} for text in texts]}
+
+
+def test_a_beginning_must_be_long_enough_to_matter() -> None:
+    assert wish(turns("hi")).prefixes == ()
+    assert len(wish(turns("x" * 300)).prefixes) == 1
+    assert len(wish(turns("x" * 5000)).prefixes) == 3
+    assert len(wish({"prompt": "x" * 300}).prefixes) == 1
+
+
+def test_a_conversation_keeps_its_beginning_as_it_grows() -> None:
+    first = wish(turns("x" * 300)).prefixes
+    later = wish(turns("x" * 300, "y" * 900, "z")).prefixes
+    assert len(later) == 2
+    assert later[-1:] == first
+    assert wish(turns("y" + "x" * 300)).prefixes != first
+    assert wish(turns("x" * 300) | {"model": "n"}).prefixes != first
