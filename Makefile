@@ -17,10 +17,10 @@ SERVE_READY := $(VENV)/.ready-to-serve
 DEV_READY   := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check lint format bench venv clean
+.PHONY: help serve test test-slow check lint format bench bench-proxy venv clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(SERVE_READY) ## Set up and serve the default model: make serve ARGS="--server-port 8000"
 	$(BIN)/lmserve serve api_server $(ARGS)
@@ -46,11 +46,14 @@ format: $(DEV_READY) ## Format the code and apply the safe fixes
 bench: $(DEV_READY) ## Measure the front end alone: mock engine against a bare handler
 	$(BIN)/python bench/frontend.py $(ARGS)
 
+bench-proxy: $(DEV_READY) ## Measure what the distributor adds: proxy against direct and a bare pump
+	$(BIN)/python bench/proxy.py $(ARGS)
+
 venv: $(DEV_READY) ## Set up .venv alone
 
 clean: ## Remove .venv, caches and build outputs
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		.import_linter_cache .coverage*
+		.import_linter_cache .coverage* clients/python/*.egg-info clients/python/.ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -67,6 +70,6 @@ $(SERVE_READY): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --editable '.[cpu]'
 	@touch $@
 
-$(DEV_READY): pyproject.toml $(SERVE_READY)
-	$(BIN)/python -m pip install --editable '.[cpu,dev]'
+$(DEV_READY): pyproject.toml clients/python/pyproject.toml $(SERVE_READY)
+	$(BIN)/python -m pip install --editable '.[cpu,dev]' --editable clients/python
 	@touch $@
