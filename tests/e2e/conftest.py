@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,8 @@ import torch
 import transformers
 
 from lmserve.bridge.assets import CHAT_TEMPLATE, EOS_ID, VOCAB_SIZE, write_assets
+from lmserve.errors import ModelError
+from lmserve.weights import files
 
 torch.set_num_threads(1)  # tiny models: a second thread only waits
 
@@ -91,3 +100,39 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
 @pytest.fixture(scope="session")
 def tiny_llama(tiny_models: Callable[[str], TinyModel]) -> TinyModel:
     return tiny_models("llama")
+
+
+@dataclass(frozen=True)
+class ServerProcess:
+    url: str
+    pid: int
+
+
+@contextmanager
+def serving(*args: str, env: dict[str, str] | None = None) -> Iterator[ServerProcess]:
+    """`lmserve serve api_server` in a process of its own, ready to answer; stopped at the end."""
+    command = [sys.executable, "-m", "lmserve", "serve", "api_server", "--server-port", "0", *args]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | (env or {})
+    )
+    assert process.stdout is not None
+    try:
+        lines = iter(process.stdout.readline, "")
+        url = next(found[0] for line in lines if (found := re.findall(r"https?://\S+", line)))
+        next(line for line in lines if line.startswith("ready"))
+        yield ServerProcess(url, process.pid)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The default model, served as the README says; short contexts bound what it may say."""
+    try:
+        files.resolve(None, files.cache_dir(os.environ.get("LMSERVE_CACHE_DIR")))
+    except ModelError as error:
+        pytest.skip(f"the default model cannot be had: {error.message}")
+    data = str(tmp_path_factory.mktemp("data"))
+    with serving("--session-len", "1024", "--data-dir", data) as server:
+        yield server
