@@ -145,7 +145,6 @@ FLAGS: tuple[LmdeployFlag, ...] = (
     only("--rope-scaling-factor", "0", why=f"another scaling than the model's is {NOT_YET}"),
     refused("--adapters", f"LoRA adapters are {NOT_YET}", takes=tuple),
     refused("--hf-overrides", f"changes to the model's configuration are {NOT_YET}"),
-    refused("--trust-remote-code", "a model's own code is never run here", takes=bool),
     refused("--empty-init", "weights are always loaded", takes=bool),
     # what answers may hold
     refused("--logprobs-mode", f"this is {NOT_YET}"),
@@ -159,6 +158,7 @@ FLAGS: tuple[LmdeployFlag, ...] = (
     refused("--kv-transfer-config", f"moving the KV cache between nodes is {NOT_YET}"),
     refused("--qos-config-path", f"quality of service by user is {NOT_YET}"),
     # LMDeploy's engines and their launchers
+    ignored("--trust-remote-code", "a model's own code is never run", takes=bool),
     LmdeployFlag("--backend", str, f"no effect, with a warning: {ONE_ENGINE}", _backend),
     ignored("--cp"),
     ignored("--num-tokens-per-iter"),

@@ -149,6 +149,7 @@ def test_a_flag_that_asks_for_what_is_so(started: list[Settings], flag: str, val
 IGNORED: dict[str, tuple[Any, ...]] = {
     "--backend": ("turbomind",),
     "--backend 2": ("pytorch",),
+    "--trust-remote-code": (None,),
     "--cp": ("2",),
     "--num-tokens-per-iter": ("0",),
     "--max-prefill-iters": ("1",),
@@ -189,7 +190,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "--rope-scaling-factor": ("2.0", "not supported yet"),
     "--adapters": ("a=x", "LoRA adapters are not supported yet"),
     "--hf-overrides": ("{}", "not supported yet"),
-    "--trust-remote-code": (None, "a model's own code is never run here"),
     "--empty-init": (None, "weights are always loaded"),
     "--logprobs-mode": ("raw_logits", "not supported yet"),
     "--tool-call-parser": ("qwen3", "not supported yet"),
