@@ -27,7 +27,7 @@ class GenerateRequest:
 
     model: str | None = None
     messages: list[dict[str, Any]] | None = None  # rendered through the chat template
-    history: History | None = None  # of `messages`: only what follows it is rendered
+    history: History | None = None  # what ran before: only the rest is rendered
     text: str | None = None  # tokenised as it is
     token_ids: list[int] | None = None
     temperature: float | None = None

@@ -17,6 +17,8 @@ from lmserve.types import History
 
 Message = dict[str, Any]
 
+_INT64_MAX = 2**63 - 1  # SQLite's integers end here
+
 
 @dataclass(frozen=True, slots=True)
 class SessionKey:
@@ -88,10 +90,10 @@ class Store:
     def delete(self, key: SessionKey) -> None:
         """Leaves no trace of it."""
         with self._transaction():
-            session = self._find(key)
-            if session is not None:
-                self._delete_messages(session)
-                self._connection.execute("DELETE FROM sessions WHERE key = ?", (session,))
+            row = self._row(key)
+            if row is not None:
+                self._delete_messages(row[0])
+                self._connection.execute("DELETE FROM sessions WHERE key = ?", row[:1])
 
     def take_lost(self, key: SessionKey) -> str | None:
         """Why the session was forgotten, told once."""
@@ -140,7 +142,7 @@ class Store:
             self._connection.execute(
                 "DELETE FROM sessions WHERE key IN (SELECT key FROM sessions"
                 " WHERE lost IS NOT NULL ORDER BY used DESC LIMIT -1 OFFSET ?)",
-                (most,),
+                (min(most, _INT64_MAX),),
             )
 
     # --- within a transaction -------------------------------------------------------------
@@ -164,10 +166,6 @@ class Store:
             (key.owner, key.id),
         ).fetchone()
         return row
-
-    def _find(self, key: SessionKey) -> int | None:
-        row = self._row(key)
-        return None if row is None else row[0]
 
     def _begin(self, key: SessionKey, now: float) -> int:
         session = self._connection.execute(

@@ -49,7 +49,7 @@ class Tokenizer:
     @property
     def adds_bos(self) -> bool:
         """Whether a plain text gets a BOS."""
-        return self.encode("a", add_special=True)[0] == self.bos_token_id
+        return self.encode("a", add_special=True)[:1] == [self.bos_token_id]
 
     @classmethod
     def from_file(

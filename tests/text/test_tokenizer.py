@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as HfTokenizer
+from tokenizers import models
 
 from lmserve.errors import ModelError, RequestError
 from lmserve.text.tokenizer import Tokenizer
@@ -18,6 +20,15 @@ def test_bos_is_added_once_and_only_where_asked(byte_fallback_tokenizer: Tokeniz
     assert byte_fallback_tokenizer.encode("hello", add_special=True)[0] == bos
     assert byte_fallback_tokenizer.encode("hello", add_special=True)[1] != bos
     assert byte_fallback_tokenizer.encode("hello", add_special=False)[0] != bos
+
+
+def test_whether_a_text_gets_a_bos(
+    byte_fallback_tokenizer: Tokenizer, byte_level_tokenizer: Tokenizer
+) -> None:
+    assert byte_fallback_tokenizer.adds_bos
+    assert not byte_level_tokenizer.adds_bos
+    knows_no_letter = HfTokenizer(models.BPE(vocab={"<s>": 0, "1": 1}, merges=[]))
+    assert not Tokenizer(knows_no_letter, bos_token="<s>").adds_bos
 
 
 def test_special_ids_and_vocab_size(byte_level_tokenizer: Tokenizer) -> None:
