@@ -10,6 +10,7 @@
     │   ├── MethodNotAllowed    405  the route exists, but not for this method
     │   ├── ModelNotFound       404  the model named is not served here
     │   ├── Unauthorized        401  no key, or a wrong one
+    │   ├── CrossSite           403  another web page makes its visitor's browser call
     │   ├── SessionBusy         409  the session is being answered, or was ended meanwhile
     │   ├── SessionLost         410  the session was forgotten; told once, then it begins anew
     │   └── NotEnabled          400  the server was started without the flag for this
@@ -111,6 +112,13 @@ class Unauthorized(RequestError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class CrossSite(RequestError):
+    """Another web page makes its visitor's browser call."""
+
+    status = 403
+    code = "cross_site"
 
 
 class SessionBusy(RequestError):

@@ -13,12 +13,16 @@ from lmserve.errors import SetupError
 WILDCARDS = ("0.0.0.0", "::")  # every address of this machine
 
 
-class Malformed(logging.Filter):
-    """What is no HTTP is the client's mistake, told to it as 400: one line here, no traceback."""
+class Strangers(logging.Filter):
+    """What is no HTTP is the client's mistake, told to it as 400: one line here, no traceback.
+    One that left before its answer is in the access log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
-            problem = str(record.exc_info[1].message).partition("\n")[0]
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionResetError):
+            return False
+        if isinstance(error, HttpProcessingError):
+            problem = str(error.message).partition("\n")[0]
             record.msg, record.args = f"{record.getMessage()}: not HTTP: {problem}", ()
             record.exc_info = None
             record.levelno, record.levelname = logging.INFO, "INFO"
@@ -28,8 +32,8 @@ class Malformed(logging.Filter):
 def wire_logger() -> logging.Logger:
     """aiohttp's own, less what any stranger could fill the log with."""
     logger = logging.getLogger("aiohttp.server")
-    if not any(isinstance(each, Malformed) for each in logger.filters):
-        logger.addFilter(Malformed())
+    if not any(isinstance(each, Strangers) for each in logger.filters):
+        logger.addFilter(Strangers())
     return logger
 
 

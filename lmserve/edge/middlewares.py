@@ -58,6 +58,8 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     if REQUEST_ID in request:
         response.headers["X-Request-Id"] = request[REQUEST_ID]
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if request.version < HttpVersion11 and response.content_length is None:
+        response.force_close()  # the answer's end; aiohttp would keep the connection, and no end
 
 
 async def no_expect(request: web.Request) -> None:

@@ -15,7 +15,9 @@ from lmserve.protocol.schemas import simplify
 _PHRASES = {
     200: "OK",
     400: "The request is wrong; `param` names the field.",
-    404: "No such model.",
+    401: "An API key is missing or not known, where the server was started with `--api-keys`.",
+    403: "Another web page asks, and its origin is not in `--allow-origins`.",
+    404: "There is nothing of this name.",
     409: "The conversation is being answered, or was ended meanwhile.",
     413: "The body is over the limit.",
     429: "A limit is reached; come back after `Retry-After` seconds.",
@@ -80,12 +82,14 @@ def plain_path(path: str) -> str:
     return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path)
 
 
-def document(operations: Iterable[tuple[str, str, Operation]], version: str) -> dict[str, Any]:
-    """The document for (method, path, operation) triples."""
+def document(
+    operations: Iterable[tuple[str, str, Operation, bool]], version: str
+) -> dict[str, Any]:
+    """The document for each (method, path, operation, whether it is open to those without key)."""
     operations = list(operations)
     kinds = {
         kind: None  # a dict for its order
-        for _, _, op in operations
+        for _, _, op, _ in operations
         for kind in (op.request, op.response, op.stream, op.failure)
         if kind is not None
     }
@@ -94,10 +98,11 @@ def document(operations: Iterable[tuple[str, str, Operation]], version: str) -> 
         structs, ref_template="#/components/schemas/{name}"
     )
     schemas = dict(zip(structs, refs, strict=True))
-    requests = [_name(schemas[op.request]["$ref"]) for *_, op in operations if op.request]
+    requests = [_name(schemas[op.request]["$ref"]) for _, _, op, _ in operations if op.request]
     paths: dict[str, dict[str, Any]] = {}
-    for method, path, op in operations:
-        paths.setdefault(plain_path(path), {})[method.lower()] = _operation(path, op, schemas)
+    for method, path, op, is_open in operations:
+        item = paths.setdefault(plain_path(path), {})
+        item[method.lower()] = _operation(path, op, schemas, is_open)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -111,14 +116,15 @@ def document(operations: Iterable[tuple[str, str, Operation]], version: str) -> 
     }
 
 
-def _operation(path: str, op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
+def _operation(path: str, op: Operation, schemas: dict[Any, Any], is_open: bool) -> dict[str, Any]:
     responses: dict[str, Any] = {"200": {"description": _PHRASES[200]}}
     if content := _content(op, schemas):
         responses["200"]["content"] = content
-    for status in op.statuses:
+    for status in op.statuses if is_open else sorted((401, *op.statuses)):
+        failure = ErrorResponse if status == 401 else op.failure
         responses[str(status)] = {
             "description": _PHRASES[status],
-            "content": {"application/json": {"schema": schemas[op.failure]}},
+            "content": {"application/json": {"schema": schemas[failure]}},
         }
     document: dict[str, Any] = {
         "operationId": op.id,
@@ -126,6 +132,8 @@ def _operation(path: str, op: Operation, schemas: dict[Any, Any]) -> dict[str, A
         "tags": [op.tag],
         "responses": responses,
     }
+    if is_open:
+        document["security"] = []
     if op.description:
         document["description"] = op.description
     parameters: list[dict[str, Any]] = [

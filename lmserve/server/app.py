@@ -13,7 +13,7 @@ from lmserve.edge import middlewares
 from lmserve.edge.keyring import OPEN, Keyring
 from lmserve.protocol import openapi
 from lmserve.server import keys
-from lmserve.server.cors import Cors
+from lmserve.server.cors import ACTING, Cors
 from lmserve.server.routes.pages import PAGES, pages
 from lmserve.server.routes.route import Route
 from lmserve.server.routes.table import TABLE
@@ -32,6 +32,7 @@ def build_app(settings: Settings, handle: EngineHandle) -> web.Application:
             middlewares.request_id,
             middlewares.errors,
             cors.preflight,
+            cors.guard,
             keyring.guard,
             middlewares.expect,
         ],
@@ -45,11 +46,12 @@ def build_app(settings: Settings, handle: EngineHandle) -> web.Application:
     app[keys.BODY_BYTES] = BodyBytes()
     routes = served(settings.server)
     app[keys.OPENAPI] = orjson.dumps(
-        openapi.document(((r.method, r.path, r.operation) for r in routes), __version__)
+        openapi.document(((r.method, r.path, r.operation, r.open) for r in routes), __version__)
     )
     app[PAGES] = {}
     app[middlewares.HAS_INDEX] = settings.server.docs
     app[OPEN] = set()
+    app[ACTING] = set()
     for route in routes:
         add(app, route)
     app.on_response_prepare.extend((middlewares.stamp, cors.stamp))
@@ -66,10 +68,13 @@ def served(settings: ServerSettings) -> list[Route]:
 
 def add(app: web.Application, route: Route) -> None:
     resource = app.router.add_resource(route.path)
-    for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+    reads = route.method == "GET" and not route.acts
+    for method in ("GET", "HEAD") if reads else (route.method,):
         added = resource.add_route(method, route.handler, expect_handler=middlewares.no_expect)
         if route.open:
             app[OPEN].add(added)
+        if not reads:
+            app[ACTING].add(added)
 
 
 async def sessions(app: web.Application) -> AsyncIterator[None]:

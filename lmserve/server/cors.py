@@ -6,13 +6,16 @@ import re
 
 from aiohttp import hdrs, web
 
+from lmserve.edge.cross_site import crosses
 from lmserve.edge.middlewares import Handler
-from lmserve.errors import SetupError
+from lmserve.errors import CrossSite, SetupError
 from lmserve.settings import ServerSettings
 
 SAFE_HEADERS = ("Accept", "Accept-Language", "Content-Language", "Content-Type")
 EXPOSED_HEADERS = "X-Request-Id, X-Session-Id, X-Cached-Tokens, Retry-After, WWW-Authenticate"
 MAX_AGE_S = 600  # a browser keeps what a preflight told it
+
+ACTING = web.AppKey("acting", set[web.AbstractRoute])  # those that do more than tell
 
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/*?#]+")
 _TOKENS = re.compile(r"[\w!#$%&'*+.^`|~-]+(\s*,\s*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)
@@ -51,6 +54,18 @@ class Cors:
             f"{hdrs.ACCESS_CONTROL_REQUEST_METHOD}, {hdrs.ACCESS_CONTROL_REQUEST_HEADERS}"
         )
         return response
+
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuses what another web page has its visitor's browser do. The page could not read the
+        answer; here nothing is done, either."""
+        acts = request.match_info.route in request.app[ACTING]
+        if acts and crosses(request) and not self._allows(request):
+            raise CrossSite(
+                "another web page may not call this: have the server started with its origin in "
+                "--allow-origins"
+            )
+        return await handler(request)
 
     async def stamp(self, request: web.Request, response: web.StreamResponse) -> None:
         """Signal: every response, an error or a stream too, says which page may read it."""

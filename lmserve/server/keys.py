@@ -1,4 +1,4 @@
-"""Everything the application holds, by key."""
+"""What the routes share, held by the application under these keys."""
 
 from __future__ import annotations
 

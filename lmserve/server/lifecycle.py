@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import uvloop
 from aiohttp import web
@@ -135,13 +136,18 @@ async def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
 
 def node_url_of(settings: ServerSettings, listener: socket.socket) -> str:
     """Under which a distributor reaches this server. Raises SetupError where nobody can tell."""
+    host: str | None = listener.getsockname()[0]
     if settings.advertise_url is not None:
-        return settings.advertise_url.rstrip("/")
-    host, port = listener.getsockname()[:2]
+        try:
+            host = urlsplit(settings.advertise_url).hostname
+        except ValueError as error:
+            raise SetupError(f"--advertise-url {settings.advertise_url}: {error}") from None
     if settings.proxy_url is not None and host in WILDCARDS:
         scheme = "https" if settings.ssl else "http"
         raise SetupError(
             f"{host} is every address of this machine and none to register with --proxy-url: "
             f"give --advertise-url {scheme}://<this machine>:{settings.server_port or 'PORT'}"
         )
+    if settings.advertise_url is not None:
+        return settings.advertise_url.rstrip("/")
     return url_of(listener, https=settings.ssl)

@@ -16,6 +16,7 @@ Generate = Callable[..., Path]
 
 pytestmark = [
     pytest.mark.network,
+    pytest.mark.timeout(200),  # several commands a test, each bounded by `run`
     pytest.mark.skipif(shutil.which("java") is None, reason="the generator needs Java"),
 ]
 

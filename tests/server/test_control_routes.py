@@ -89,6 +89,11 @@ async def test_what_is_not_enabled(client: TestClient) -> None:
     assert "--allow-terminate-by-client" in error["message"]
 
 
+async def test_to_look_ends_nothing(client: TestClient) -> None:
+    looked = await client.head("/terminate")
+    assert (looked.status, looked.headers["Allow"]) == (405, "GET, OPTIONS")
+
+
 @pytest.fixture
 async def aborting(aiohttp_client: AiohttpClient, settings: Settings, fake: Any) -> TestClient:
     server = replace(settings.server, enable_abort_handling=True)

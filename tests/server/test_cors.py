@@ -161,3 +161,33 @@ def test_what_is_no_origin_is_refused(origin: str) -> None:
 def test_any_origin_with_credentials_is_refused() -> None:
     with pytest.raises(SetupError, match="name the origins"):
         Cors(ServerSettings(allow_origins=("*",), allow_credentials=True))
+
+
+@pytest.mark.parametrize(
+    ("origins", "headers", "status"),
+    [
+        ((), {"Sec-Fetch-Site": "cross-site", "Origin": PAGE}, 403),
+        (("https://other.example",), {"Sec-Fetch-Site": "cross-site", "Origin": PAGE}, 403),
+        ((PAGE,), {"Sec-Fetch-Site": "cross-site", "Origin": PAGE}, 200),
+        (("*",), {"Sec-Fetch-Site": "cross-site", "Origin": PAGE}, 200),
+        ((), {"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+async def test_no_other_page_acts_unless_opened(
+    opened: Open, origins: tuple[str, ...], headers: dict[str, str], status: int
+) -> None:
+    client = await opened(allow_origins=origins)
+    response = await client.post(CHAT, json=HELLO, headers=headers)
+    assert response.status == status
+    if status == 403:
+        error = (await response.json())["error"]
+        assert error["code"] == "cross_site"
+        assert "--allow-origins" in error["message"]
+
+
+async def test_links_from_other_pages(opened: Open) -> None:
+    """They lead to pages, and end no server: an image's address is asked for without an origin."""
+    client = await opened(allow_origins=("*",))
+    crossing = {"Sec-Fetch-Site": "cross-site"}
+    assert (await client.get("/", headers=crossing)).status == 200
+    assert (await client.get("/terminate", headers=crossing)).status == 403

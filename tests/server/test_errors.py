@@ -10,10 +10,12 @@ from typing import Any
 
 import orjson
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, ServerDisconnectedError, web
 from aiohttp.test_utils import TestClient
 
+from lmserve.edge.listen import bind, url_of, wire_logger
 from lmserve.errors import Overloaded
+from lmserve.server import sse
 from lmserve.server.keys import BODY_BYTES
 from lmserve.server.lifecycle import Server
 from lmserve.service.admission import MAX_BODY_BYTES, BodyBytes
@@ -244,6 +246,25 @@ async def test_what_is_no_http_is_one_line_in_the_log(
     (record,) = [record for record in caplog.records if record.name == "aiohttp.server"]
     assert record.levelname == "INFO" and record.exc_info is None
     assert "not HTTP" in record.getMessage() and "\n" not in record.getMessage()
+
+
+async def test_a_client_that_left_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer_late(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.abort()  # seen before the handler is cancelled
+        return await sse.send_whole(request, web.Response(), 1.0)
+
+    app = web.Application()
+    app.router.add_get("/", answer_late)
+    runner = web.AppRunner(app, logger=wire_logger(), access_log=None)
+    await runner.setup()
+    with bind("127.0.0.1", 0) as listener:
+        await web.SockSite(runner, listener).start()
+        async with ClientSession() as session:
+            with pytest.raises(ServerDisconnectedError):
+                await session.get(url_of(listener))
+        await runner.cleanup()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("expect", ["100-continue", "100-Continue", "miracles"])

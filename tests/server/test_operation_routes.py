@@ -15,6 +15,7 @@ from lmserve import __version__
 from lmserve.bridge.fake import FakeEngine
 from lmserve.protocol.openapi import plain_path
 from lmserve.server.app import build_app
+from lmserve.server.routes.table import TABLE
 from lmserve.settings import Settings
 
 
@@ -122,6 +123,24 @@ async def test_the_document_describes_streams_and_errors(client: TestClient) -> 
     assert "temperature" in schema["properties"]
     refs = set(_refs(document))
     assert refs == {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+
+
+async def test_the_document_says_what_needs_a_key(client: TestClient) -> None:
+    document = await (await client.get("/openapi.json")).json()
+    assert document["security"] == [{}, {"key": []}]  # it depends on how the server was started
+    for route in TABLE:
+        operation = document["paths"][plain_path(route.path)][route.method.lower()]
+        assert operation.get("security") == ([] if route.open else None), route.path
+        assert ("401" in operation["responses"]) is not route.open, route.path
+
+
+async def test_every_route_with_a_body_tells_of_its_limits(client: TestClient) -> None:
+    document = await (await client.get("/openapi.json")).json()
+    operations = [operation for item in document["paths"].values() for operation in item.values()]
+    read = [operation for operation in operations if "requestBody" in operation]
+    assert read
+    for operation in read:
+        assert {"400", "413", "429"} <= set(operation["responses"]), operation["operationId"]
 
 
 def _refs(value: Any) -> Any:

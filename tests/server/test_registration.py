@@ -205,6 +205,9 @@ def test_a_wildcard_address_is_refused_with_the_remedy(name: str) -> None:
     assert "\n" not in caught.value.message
     check(dataclasses.replace(settings, advertise_url="http://10.0.0.7:23333"))
     check(dataclasses.replace(settings, proxy_url=None))
+    for url in (f"http://[{name}]:1" if ":" in name else "http://0.0.0.0:1", "http://[1"):
+        with pytest.raises(SetupError, match="--advertise-url"):
+            check(dataclasses.replace(settings, advertise_url=url))
 
 
 async def test_an_address_only_this_machine_reaches_is_warned_of(

@@ -135,7 +135,7 @@ ROUTES = [
             request=AbortRequest,
             example={"session_id": 1},
             content_type="",
-            statuses=(400, 413, 501),
+            statuses=(400, 413, 429, 501),
         ),
     ),
     Route(
@@ -148,7 +148,8 @@ ROUTES = [
             tag="operation",
             description="Needs `--allow-terminate-by-client`. Running answers may finish.",
             content_type="",
-            statuses=(400,),
+            statuses=(400, 403),
         ),
+        acts=True,
     ),
 ]

@@ -20,6 +20,7 @@ class Route:
     handler: Handler
     operation: Operation
     open: bool = False  # answers without an API key too
+    acts: bool = False  # though a GET: no HEAD, no other web page's link or image may do it
     part: Literal["docs", "metrics"] | None = None  # served only with this setting
 
 
