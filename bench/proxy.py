@@ -80,8 +80,10 @@ class Measured:
         for _ in range(num_requests):
             tasks.append(asyncio.create_task(self._stream(body)))
             await asyncio.sleep(apart_s)
-        num_chunks = sum(await asyncio.wait_for(asyncio.gather(*tasks), 300))
-        self.cpu_us.append((self.server.cpu_s() - cpu) / num_chunks * 1e6)
+        counts = await asyncio.wait_for(asyncio.gather(*tasks), 300)
+        if min(counts) < tokens:  # an error is quickly told
+            raise SystemExit(f"an answer had {min(counts)} events for {tokens} tokens")
+        self.cpu_us.append((self.server.cpu_s() - cpu) / sum(counts) * 1e6)
 
     async def _stream(self, body: bytes) -> int:
         """Reads an answer to its end; gives the number of its events."""

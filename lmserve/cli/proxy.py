@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import click
@@ -13,6 +14,12 @@ from lmserve.errors import SettingsError, SetupError
 STRATEGIES = ("random", "min_expected_latency", "min_observed_latency")
 
 
+def _finite(_: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise SettingsError(f"{param.opts[0]} must be a number of seconds, not {value}")
+    return value
+
+
 @click.command("proxy", cls=ListsCommand)
 @click.option("--server-name", default="127.0.0.1", show_default=True, help="address to listen on")
 @click.option("--server-port", default=8000, show_default=True, help="port; 0 picks a free one")
@@ -20,6 +27,7 @@ STRATEGIES = ("random", "min_expected_latency", "min_observed_latency")
     "--routing-strategy",
     "--strategy",
     type=click.Choice(STRATEGIES),
+    metavar=f"[{'|'.join(STRATEGIES)}]",
     default="min_expected_latency",
     show_default=True,
     help="which node gets a request that nothing ties to one",
@@ -42,6 +50,7 @@ STRATEGIES = ("random", "min_expected_latency", "min_observed_latency")
 @click.option(
     "--drain-timeout-s",
     type=click.FloatRange(0),
+    callback=_finite,
     help="at shutdown, open answers get this long to finish",
 )
 @click.option(

@@ -47,7 +47,7 @@ def build_app(settings: ProxySettings) -> web.Application:
     app[METRICS] = Metrics(nodes)
     app.add_routes(routes)
     open_health(app)
-    app.router.add_route("*", "/{tail:.*}", forward)
+    app.router.add_route("*", "/{tail:.*}", forward, expect_handler=middlewares.no_expect)
     app.on_response_prepare.append(middlewares.stamp)
     app.cleanup_ctx.append(running)
     app.on_shutdown.append(drain)
@@ -55,7 +55,7 @@ def build_app(settings: ProxySettings) -> web.Application:
 
 
 async def forward(request: web.Request) -> web.StreamResponse:
-    return await request.app[PROXY].handle(request)
+    return await middlewares.expect(request, request.app[PROXY].handle)
 
 
 async def running(app: web.Application) -> AsyncIterator[None]:

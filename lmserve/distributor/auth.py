@@ -1,4 +1,5 @@
-"""API keys: they guard all but `GET /health`, the nodes' own routes too."""
+"""API keys: they guard all but `GET /health`, the nodes' own routes too. Which pages may have an
+answer is for the nodes to say; none may change what nodes there are."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from collections.abc import Sequence
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from lmserve.edge.cross_site import crosses
 from lmserve.edge.keyring import OPEN, OWNER, Keyring, brought
 from lmserve.edge.middlewares import Handler
+from lmserve.errors import CrossSite
 
 
 def keys_required(keys: Sequence[str]) -> Middleware:
@@ -19,6 +22,8 @@ def keys_required(keys: Sequence[str]) -> Middleware:
         if _is_preflight(request):
             request[OWNER] = ""
             return await handler(request)
+        if crosses(request) and request.path.startswith("/nodes/"):
+            raise CrossSite("another web page may not call this")
         return await keyring.guard(request, handler)
 
     return check

@@ -26,8 +26,8 @@ class NodeStatus(Struct):
 
     models: list[Annotated[str, Meta(min_length=1, max_length=512)]] = []
     unfinished: Any = None  # counted here
-    latency: list[Annotated[float, Meta(ge=0)]] = []
-    speed: Annotated[float, Meta(gt=0)] | None = None
+    latency: list[Annotated[float, Meta(ge=0, le=1e9)]] = []
+    speed: Annotated[float, Meta(ge=1e-9, le=1e18)] | None = None  # with bounds: sums stay finite
     role: Any = None  # LMDeploy's
 
 
@@ -75,7 +75,6 @@ async def remove(request: web.Request) -> web.Response:
     node = await _named(request)
     request.app[NODES].remove(node)
     node.doubted.set()  # its watch ends
-    request.app[METRICS].forget(node)
     return _json("Deleted successfully")
 
 
@@ -86,7 +85,7 @@ async def terminate(request: web.Request) -> web.Response:
     return _json("Terminated successfully")
 
 
-@routes.get("/nodes/terminate_all")
+@routes.get("/nodes/terminate_all", allow_head=False)
 async def terminate_all(request: web.Request) -> web.Response:
     refusals = []
     for node in request.app[NODES]:
@@ -155,7 +154,6 @@ async def _terminate(app: web.Application, node: Node) -> None:
     except UNREACHABLE as error:
         raise NodeUnavailable(f"{node.url} does not answer: {error}") from None
     app[NODES].remove(node)
-    app[METRICS].forget(node)
     node.doubted.set()
 
 

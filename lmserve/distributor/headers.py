@@ -22,14 +22,20 @@ _HOP_BY_HOP = frozenset(
 _OURS = _HOP_BY_HOP | {"host", "content-length", "expect"}
 
 
-def to_node(request: web.Request, request_id: str) -> CIMultiDict[str]:
+def to_node(request: web.Request, request_id: str, via: str) -> CIMultiDict[str]:
     headers = _without(request.headers, _OURS)
     seen = headers.popall("X-Forwarded-For", [])
     headers["X-Forwarded-For"] = ", ".join((*seen, request.remote or "unknown"))
     headers.setdefault("X-Forwarded-Proto", request.scheme)
     headers.setdefault("X-Forwarded-Host", request.headers.get("Host", ""))
     headers["X-Request-Id"] = request_id
+    headers.add("Via", f"1.1 {via}")
     return headers
+
+
+def has_passed(request: web.Request, via: str) -> bool:
+    """Whether this request was sent by the one of this name, who is among its own nodes."""
+    return any(each.split()[-1:] == [via] for each in _tokens(request.headers, "Via"))
 
 
 def to_client(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:

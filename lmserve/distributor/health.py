@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 import msgspec
-from aiohttp import ClientError, ClientSession, ClientTimeout
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 
 from lmserve.distributor.errors import NodeUnavailable
 from lmserve.distributor.nodes import Node, Nodes
@@ -17,6 +17,7 @@ from lmserve.distributor.settings import ProxySettings
 logger = logging.getLogger(__name__)
 
 UNREACHABLE = (ClientError, TimeoutError, OSError)
+MAX_BYTES = 2**20  # of what a node says of itself
 
 
 class Watch:
@@ -58,9 +59,9 @@ class Watch:
     async def check(self, node: Node) -> None:
         """Asks for its health, and for its models where they are not known."""
         try:
-            status = await self._health(node)
-            # 404: it is older than the route; what it serves may change while it is away
-            if status in (200, 404) and not (node.alive or node.told):
+            problem = await self._health(node)
+            # what it serves may change while it is away
+            if problem is None and not (node.alive or node.told):
                 node.models = await self.models(node.url)
         except NodeUnavailable as error:
             node.down(error.message)
@@ -70,14 +71,19 @@ class Watch:
                 node.cut()
         else:
             node.seen()
-            if status in (200, 404):
+            if problem is None:
                 node.up()
             else:
-                node.down(f"its /health says {status}")
+                node.down(problem)
 
-    async def _health(self, node: Node) -> int:
+    async def _health(self, node: Node) -> str | None:
+        """Why it should get no requests."""
         async with self._session.get(node.url + "/health", timeout=self.timeout) as response:
-            return response.status
+            if response.status == 404:  # it is older than the route
+                return None
+            if response.status != 200:
+                return f"its /health says {response.status}"
+            return "it was put to sleep" if _sleeps(await _whole(response)) else None
 
     async def models(self, url: str) -> tuple[str, ...]:
         """What it serves, by its own account."""
@@ -87,8 +93,8 @@ class Watch:
             ) as response:
                 if response.status != 200:
                     raise NodeUnavailable(f"{url}/v1/models says {response.status}", param="url")
-                listed = msgspec.json.decode(await response.read(), type=_Listed)
-        except msgspec.DecodeError:
+                listed = msgspec.json.decode(await _whole(response), type=_Listed)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise NodeUnavailable(f"{url}/v1/models lists no models", param="url") from None
         except UNREACHABLE as error:
             raise NodeUnavailable(f"{url} does not answer: {_words(error)}", param="url") from None
@@ -101,12 +107,34 @@ class Watch:
         return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
+class _Health(msgspec.Struct):
+    status: str
+
+
 class _Model(msgspec.Struct):
     id: str
 
 
 class _Listed(msgspec.Struct):
     data: list[_Model]
+
+
+async def _whole(response: ClientResponse) -> bytes:
+    parts, num_bytes = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        num_bytes += len(part)
+        if num_bytes > MAX_BYTES:
+            raise NodeUnavailable(f"{response.url} says over {MAX_BYTES} bytes", param="url")
+    return b"".join(parts)
+
+
+def _sleeps(body: bytes) -> bool:
+    """In LMDeploy's words, with 200. Other servers' words, or none, are no matter."""
+    try:
+        return msgspec.json.decode(body, type=_Health).status == "sleeping"
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _words(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from lmserve.distributor.nodes import Node, Nodes
+from lmserve.distributor.nodes import Nodes
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -38,14 +38,18 @@ class Metrics:
             "lmserve_proxy_node_alive", "1 while it gets requests", label, registry=self._registry
         )
 
-    def forget(self, node: Node) -> None:
-        for family in (self.requests, self.failures, self.retries, self.latency):
-            family.remove_by_labels({"node": node.url})
-
     def render(self) -> bytes:
+        known = {node.url for node in self._nodes}
+        for family in (self.requests, self.failures, self.retries, self.latency):
+            for url in _labelled(family) - known:  # however it went
+                family.remove(url)
         for gauge in (self._unfinished, self._alive):
             gauge.clear()
         for node in self._nodes:
             self._unfinished.labels(node.url).set(node.unfinished)
             self._alive.labels(node.url).set(int(node.alive))
         return generate_latest(self._registry)
+
+
+def _labelled(family: Counter | Histogram) -> set[str]:
+    return {sample.labels["node"] for metric in family.collect() for sample in metric.samples}

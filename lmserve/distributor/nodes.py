@@ -119,6 +119,7 @@ def node_url(text: str) -> str:
     try:
         url = URL(text.strip())
         wrong = url.scheme not in ("http", "https") or not url.host or url.port in (None, 0)
+        (url.host or "").encode("idna")  # what looks names up would fail at it, much later
     except ValueError:
         raise _not_a_url(text) from None
     if wrong or url.user or url.password or url.query_string or url.fragment:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from secrets import token_hex
 
 from aiohttp import ClientConnectionError as ConnectionFailed
 from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSession, web
@@ -22,7 +23,7 @@ from lmserve.distributor.auth import key_of
 from lmserve.distributor.body import Bodies, Body, outgoing
 from lmserve.distributor.dispatch import Dispatch, session_away
 from lmserve.distributor.errors import NodeLost, NodeUnavailable, SessionAway
-from lmserve.distributor.headers import to_node, upgrade_of
+from lmserve.distributor.headers import has_passed, to_node, upgrade_of
 from lmserve.distributor.metrics import Metrics
 from lmserve.distributor.nodes import Node
 from lmserve.distributor.settings import ProxySettings
@@ -59,6 +60,7 @@ class Proxy:
         self._metrics = metrics
         self._settings = settings
         self._bodies = Bodies(settings)
+        self._name = f"lmserve-{token_hex(8)}"
         self._open: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
         self._stopping = False
@@ -78,6 +80,8 @@ class Proxy:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if self._stopping:
             raise NodeUnavailable("the distributor is stopping: try again in a moment")
+        if has_passed(request, self._name):  # 503: whoever sent it asks another node
+            raise NodeUnavailable("this distributor is one of its own nodes: remove it")
         with self._bodies.empty() as body:
             await self._bodies.read(request, body)
             model = request.query.get("model")
@@ -91,7 +95,7 @@ class Proxy:
                 return _ended()
 
     async def _answer(self, request: web.Request, wish: Wish, body: Body) -> web.StreamResponse:
-        headers = to_node(request, request[REQUEST_ID])
+        headers = to_node(request, request[REQUEST_ID], self._name)
         upgrade = upgrade_of(request.headers)
         if upgrade is not None:
             headers["Connection"], headers["Upgrade"] = "Upgrade", upgrade

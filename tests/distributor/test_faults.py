@@ -9,7 +9,7 @@ import orjson
 import pytest
 from aiohttp import ClientError, web
 
-from lmserve.distributor.keys import NODES
+from lmserve.distributor.keys import METRICS, NODES
 from lmserve.distributor.nodes import Node
 from tests.distributor.nodes import CHAT, chunks, whole
 
@@ -201,6 +201,63 @@ async def test_an_engine_that_restarts_gets_nothing_meanwhile(
     await proxy.until(lambda: proxy.node(node.url).alive)
 
 
+async def test_a_node_that_sleeps_gets_nothing(make_node: Any, make_proxy: Any) -> None:
+    """Its /health says 200: it is as it should be."""
+    node, other = await make_node(), await make_node()
+    proxy = await make_proxy(node.url, other.url)
+    await node.engine.sleep()
+    await proxy.until(lambda: not proxy.node(node.url).alive)
+    assert proxy.node(node.url).reason == "it was put to sleep"
+    for _ in range(5):
+        assert (await proxy.chat())[0] == 200
+    async with proxy.get("/metrics") as response:
+        assert f'requests_total{{node="{node.url}"}}' not in await response.text()
+    await other.engine.sleep()
+    await proxy.until(lambda: not proxy.node(other.url).alive)
+    async with proxy.post("/v1/chat/completions", json=CHAT) as response:
+        assert response.status == 503
+        assert response.headers["Retry-After"]
+    await node.engine.wake()
+    await proxy.until(lambda: proxy.node(node.url).alive)
+    assert (await proxy.chat())[0] == 200
+
+
+@pytest.mark.parametrize("said", [b"", b"[]", b"\xff", b'{"status": 3}', b"[" * 5000])
+async def test_other_words_of_health_are_no_matter(
+    make_app: Any, make_proxy: Any, said: bytes
+) -> None:
+    async def health(_: web.Request) -> web.Response:
+        return web.Response(body=said)
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "m"}]})
+
+    app = web.Application()
+    app.add_routes([web.get("/health", health), web.get("/v1/models", models)])
+    url = await make_app(app)
+    proxy = await make_proxy(url)
+    assert proxy.node(url).alive
+
+
+async def test_a_distributor_among_its_own_nodes(make_node: Any, make_proxy: Any) -> None:
+    node = await make_node()
+    proxy = await make_proxy(node.url, health_interval_s=60.0)
+    itself = Node(proxy.url, configured=True)
+    itself.models = ("mock",)
+    itself.up()
+    proxy.app[NODES].add(itself)
+    proxy.node(node.url).unfinished = 1
+    assert (await proxy.chat())[0] == 200
+    assert len(node.engine.submits) == 1
+    assert not itself.alive
+    itself.up()
+    node.engine.die()
+    proxy.node(node.url).down("")
+    status, body = await proxy.chat()
+    assert (status, body["error"]["code"]) == (503, "node_unavailable")
+    assert "its own nodes" in body["message"]
+
+
 async def test_who_registered_and_is_gone_is_dropped(make_proxy: Any, dead_url: str) -> None:
     """Time is passed in."""
     kept, long_ago_s = dead_url + "/kept", 1000.0
@@ -217,7 +274,10 @@ async def test_who_registered_and_is_gone_is_dropped(make_proxy: Any, dead_url: 
     assert set(proxy.known()) == {kept, dead_url}
     for each in (node, proxy.node(kept)):
         each.seen_s -= long_ago_s
+    proxy.app[METRICS].requests.labels(dead_url).inc()  # as after a request there
     await proxy.until(lambda: proxy.known() == [kept])
+    async with proxy.get("/metrics") as response:
+        assert f'node="{dead_url}"' not in await response.text()
 
 
 async def test_dead_nodes_of_the_nodes_routes(make_proxy: Any, dead_url: str) -> None:

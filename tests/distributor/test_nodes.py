@@ -70,7 +70,10 @@ async def test_nodes_nobody_knows(make_proxy: Any, dead_url: str, path: str) -> 
     [b"", b"[]", b'{"url": 3}', b'{"url": "nowhere"}', b'{"url": "http://0.0.0.0:23333"}',
      b'{"url": "http://x:1", "status": {"models": 3}}', b"{}",
      b'{"url": "http://x:1", "status": {"models": [""]}}',
-     b'{"url": "http://x:1", "status": {"models": ["m"], "speed": 0}}'],
+     b'{"url": "http://x:1", "status": {"models": ["m"], "speed": 0}}',
+     b'{"url": "http://x:1", "status": {"models": ["m"], "speed": 1e308}}',
+     b'{"url": "http://x:1", "status": {"models": ["m"], "latency": [1e308]}}',
+     b'{"url": "http://a..b:1", "status": {"models": ["m"]}}'],
 )  # fmt: skip
 async def test_what_is_no_node(make_proxy: Any, body: bytes) -> None:
     proxy = await make_proxy()
@@ -90,6 +93,21 @@ async def test_a_node_that_cannot_be_asked_is_not_added(
         assert (status, body["error"]["code"]) == (503, "node_unavailable")
         assert url in body["message"]
     assert (await say(proxy.get("/nodes/status")))[1] == {}
+
+
+async def test_a_node_that_says_no_end_of_it_is_not_added(make_proxy: Any, make_app: Any) -> None:
+    async def say_on(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b" " * 2**16)
+
+    app = web.Application()
+    app.router.add_get("/v1/models", say_on)
+    proxy, url = await make_proxy(health_timeout_s=60.0), await make_app(app)
+    status, body = await say(proxy.post("/nodes/add", json={"url": url}))
+    assert (status, body["error"]["code"]) == (503, "node_unavailable")
+    assert "bytes" in body["message"]
 
 
 async def test_models_are_listed_once_and_choose_their_node(
@@ -144,6 +162,18 @@ async def test_terminate(make_node: Any, make_proxy: Any, make_app: Any) -> None
     assert status == 503  # one refuses still
     assert asked == ["/terminate"] * 2
     assert list((await say(proxy.get("/nodes/status")))[1]) == [refuses.url]
+
+
+async def test_no_other_page_changes_the_nodes(make_proxy: Any, dead_url: str) -> None:
+    proxy = await make_proxy()
+    crossing = {"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}
+    body = {"url": dead_url, "status": {"models": ["m"]}}
+    status, error = await say(proxy.post("/nodes/add", json=body, headers=crossing))
+    assert (status, error["error"]["code"]) == (403, "cross_site")
+    assert (await say(proxy.get("/nodes/terminate_all", headers=crossing)))[0] == 403
+    assert (await say(proxy.get("/nodes/status")))[1] == {}
+    async with proxy.session.head("/nodes/terminate_all") as response:
+        assert response.status == 404  # to look ends nothing
 
 
 def app_like(terminate: Any) -> web.Application:

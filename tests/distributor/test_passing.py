@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from aiohttp import ClientSession, WSMsgType, WSServerHandshakeError, web
+from yarl import URL
 
 from tests.distributor.nodes import CHAT, whole
 
@@ -54,6 +55,35 @@ async def test_nothing_of_an_answer_is_changed(make_bare: Any, make_proxy: Any) 
     assert node.heads[0].startswith(b"GET /any/%2Fpath?a=b%20c&d=%3D HTTP/1.1\r\n")
 
 
+async def test_an_answer_of_unknown_length_ends_for_http_1_0_too(
+    make_node: Any, make_proxy: Any
+) -> None:
+    """There, its end is the end of the connection, whatever the client would like."""
+    node = await make_node()
+    proxy = await make_proxy(node.url)
+    body = orjson.dumps(CHAT | {"stream": True, "max_tokens": 2})
+    head = "POST /v1/chat/completions HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: "
+    for url in (node.url, proxy.url):
+        reader, writer = await asyncio.open_connection("127.0.0.1", URL(url).port)
+        writer.write(f"{head}{len(body)}\r\n\r\n".encode() + body)
+        async with asyncio.timeout(10):
+            assert (await reader.read()).endswith(b"data: [DONE]\n\n")
+        writer.close()
+
+
+async def test_a_body_is_not_asked_for_without_a_key(make_node: Any, make_proxy: Any) -> None:
+    node = await make_node()
+    proxy = await make_proxy(node.url, api_keys=("k",))
+    for key, begin in (("no", b"HTTP/1.1 401 "), ("k", b"HTTP/1.1 100 ")):
+        reader, writer = await asyncio.open_connection("127.0.0.1", URL(proxy.url).port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
+            b"Content-Length: 5\r\nAuthorization: Bearer %b\r\n\r\n" % key.encode()
+        )
+        assert (await reader.readline()).startswith(begin)
+        writer.close()
+
+
 async def test_what_the_node_is_told(make_bare: Any, make_proxy: Any) -> None:
     node = await make_bare(whole(b"{}"))
     proxy = await make_proxy(node.url)
@@ -72,6 +102,7 @@ async def test_what_the_node_is_told(make_bare: Any, make_proxy: Any) -> None:
     assert b"x-forwarded-proto: http\r\n" in head
     assert b"x-forwarded-host: 127.0.0.1:" in head
     assert b"x-request-id: mine\r\n" in head
+    assert b"via: 1.1 lmserve-" in head
     assert b"authorization: bearer abc\r\n" in head
     assert b"content-length: 4\r\n" in head
     assert b"x-mine" not in head and b"\r\nte:" not in head

@@ -261,7 +261,8 @@ def test_urls_of_nodes(given: str, shown: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "10.0.0.5:23333", "ftp://x", "http://", "http://u:p@x", "http://x?y", "http://x#y",
-     "http://0.0.0.0:23333", "http://[::]:1", "http://x:99999", "http://x:0", "http://[1"],
+     "http://0.0.0.0:23333", "http://[::]:1", "http://x:99999", "http://x:0", "http://[1",
+     "http://a..b:80", f"http://{'a' * 64}:80"],
 )  # fmt: skip
 def test_no_urls_of_nodes(url: str) -> None:
     with pytest.raises(InvalidField) as caught:
