@@ -9,7 +9,12 @@ import click
 
 from lmserve.cli.logs import set_up_logging
 from lmserve.cli.loop import LoopThread
-from lmserve.cli.options import load_options, sampling_options, setting_options
+from lmserve.cli.options import (
+    SettingsCommand,
+    load_options,
+    sampling_options,
+    setting_options,
+)
 from lmserve.cli.talk import (
     Message,
     Talker,
@@ -25,7 +30,7 @@ from lmserve.errors import LmserveError
 HELP = "/clear forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer."
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.argument("model", required=False, metavar="[MODEL|URL]")
 @sampling_options
 @setting_options("engine", "log")

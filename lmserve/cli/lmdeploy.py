@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import click
 
 from lmserve.cli.config import Loaded
-from lmserve.cli.lists import ListOption, ListsCommand
+from lmserve.cli.lists import ListOption
 from lmserve.cli.lmdeploy_flags import FLAGS, LmdeployFlag
-from lmserve.cli.options import load_options
+from lmserve.cli.options import SettingsCommand, load_options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -18,19 +18,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 LOG_LEVELS = {"critical": "error", "fatal": "error", "warn": "warning", "notset": "debug"}
 
 
-class ServerCommand(ListsCommand):
+class ServerCommand(SettingsCommand):
     """Its help lists LMDeploy's flags apart."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        theirs = {flag.param for flag in FLAGS}
-        rows: dict[bool, list[tuple[str, str]]] = {False: [], True: []}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                rows[param.name in theirs].append(record)
-        for title, records in zip(("Options", "LMDeploy's flags"), rows.values(), strict=True):
-            with formatter.section(title):
-                formatter.write_dl(records)
+    def title_of(self, param: click.Parameter) -> str:
+        theirs = any(flag.param == param.name for flag in FLAGS)
+        return "LMDeploy's flags" if theirs else super().title_of(param)
 
 
 def lmdeploy_options(function: Function) -> Function:

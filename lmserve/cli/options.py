@@ -9,9 +9,29 @@ import click
 
 from lmserve.cli.config import Loaded, load
 from lmserve.cli.fields import SettingField, catalogue
-from lmserve.cli.lists import ListOption
+from lmserve.cli.lists import ListOption, ListsCommand
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+TITLES = {"server": "Server", "engine": "Engine", "sessions": "Conversations", "log": "Log"}
+
+
+class SettingsCommand(ListsCommand):
+    """Its help has a group for each section of the settings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                groups.setdefault(self.title_of(param), []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def title_of(self, param: click.Parameter) -> str:
+        field = catalogue().get(param.name or "")
+        return TITLES[field.section] if field and field.name != "model" else "Options"
 
 
 def setting_options(*sections: str) -> Callable[[Function], Function]:

@@ -10,7 +10,12 @@ from typing import Any
 import click
 
 from lmserve.cli.logs import set_up_logging
-from lmserve.cli.options import load_options, sampling_options, setting_options
+from lmserve.cli.options import (
+    SettingsCommand,
+    load_options,
+    sampling_options,
+    setting_options,
+)
 from lmserve.cli.talk import (
     Message,
     conversation,
@@ -22,7 +27,7 @@ from lmserve.cli.talk import (
 from lmserve.settings import Settings
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.argument("prompt")
 @click.option("--model", "-m", metavar="MODEL|URL", help="as `serve` takes it, or a server's URL")
 @sampling_options

@@ -9,8 +9,7 @@ from typing import Any
 import click
 
 from lmserve.cli.fields import SECTIONS, SettingField, catalogue
-from lmserve.cli.lists import ListsCommand
-from lmserve.cli.options import load_options, setting_options
+from lmserve.cli.options import SettingsCommand, load_options, setting_options
 
 
 @click.group()
@@ -18,7 +17,7 @@ def config() -> None:
     """Look at the settings."""
 
 
-@config.command(cls=ListsCommand)
+@config.command(cls=SettingsCommand)
 @setting_options(*SECTIONS)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def show(as_json: bool, **options: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -71,6 +72,23 @@ def test_every_setting_is_a_flag_of_the_server():
     text = invoke("serve", "api_server", "--help").stdout
     flags = {field.flag for field in catalogue().values() if field.name != "model"}
     assert {flag for flag in flags if f"{flag} " not in text} == set()
+
+
+@pytest.mark.parametrize(
+    ("command", "groups"),
+    [
+        ("serve api_server", ["Options", "Server", "Engine", "Conversations", "Log"]),
+        ("config show", ["Options", "Server", "Engine", "Conversations", "Log"]),
+        ("chat", ["Options", "Engine", "Log"]),
+        ("run", ["Options", "Engine", "Log"]),
+    ],
+)
+def test_the_help_has_a_group_for_each_section(command: str, groups: list[str]):
+    lines = invoke(*command.split(), "--help").stdout.splitlines()
+    titles = [line.removesuffix(":") for line in lines if re.fullmatch(r"\S.*:", line)]
+    assert [title for title in titles if not title.startswith(("Usage", "LMDeploy"))] == groups
+    rows = [line.split()[0] for line in lines if re.match(r"  \S", line) and line[2] in "-["]
+    assert [row for row in rows if not row.startswith("-")] == []  # MODEL is no option
 
 
 @pytest.mark.parametrize(
