@@ -65,17 +65,20 @@ class Dispatch:
         return wish.session is None and bool(self._living(wish, tried))
 
     def answered(self, wish: Wish, node: Node, status: int, told_id: str = "") -> None:
-        """The node took the request: a session stays there, or has ended. `told_id`: the node
-        opened one."""
+        """The node took the request: a session stays there, until its last answer `ended`.
+        `told_id`: the node opened one."""
         if status >= 400:
             return
         if wish.session is None:
             if wish.opens_for is not None and told_id:
                 self._sessions.put(session_key(wish.opens_for, told_id), node.url)
-        elif wish.ends_session:
-            self._sessions.drop(wish.session)
         else:
             self._sessions.put(wish.session, node.url)
+
+    def ended(self, wish: Wish) -> None:
+        """The whole answer came: so the session, where this was its last, is over."""
+        if wish.ends_session:
+            self.forget(wish)
 
     def forget(self, wish: Wish) -> None:
         if wish.session is not None:

@@ -149,6 +149,7 @@ class Proxy:
                         copied = await answer.copy()
                         if upstream.status < 400:  # a node that fails fast is not a fast one
                             node.latency.append(time.monotonic() - began)
+                            self.dispatch.ended(wish)
                         return copied
                     finally:
                         upstream.close()

@@ -45,7 +45,7 @@ class Line:
 
     messages: list[Message] = field(default_factory=list)
     history: History | None = None  # as far as tokens of the model served now are known
-    num_tokens: int = 0  # stored, be they of use or not
+    num_tokens: int = 0  # of the line, be they of use or not
 
 
 class Store:
@@ -64,8 +64,7 @@ class Store:
             row = self._row(key)
             if row is None or row[1] is None:
                 return Line()
-            _, head, num_tokens = row
-            return _line(self._connection.execute(_LINE, (head,)), text_key, num_tokens)
+            return _line(self._connection.execute(_LINE, (row[1],)), text_key)
 
     def add(self, key: SessionKey, entries: Sequence[Entry], now: float) -> None:
         """After the session's head. A session that does not exist begins."""
@@ -73,15 +72,17 @@ class Store:
         with self._transaction():
             row = self._row(key)
             session, head, num_tokens = row or (self._begin(key, now), None, 0)
+            line_tokens = self._line_tokens(head)
             for entry, text in zip(entries, texts, strict=True):
                 ids = None if entry.token_ids is None else pack_ids(entry.token_ids)
+                line_tokens = 0 if entry.restarts else line_tokens
+                line_tokens += len(entry.token_ids or ())
                 head = self._connection.execute(
-                    "INSERT INTO messages (session, parent, message, created, token_ids, restarts,"
-                    " text_key) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (session, head, text, now, ids, entry.restarts, entry.text_key),
+                    "INSERT INTO messages (session, parent, message, created, token_ids,"
+                    " line_tokens, restarts, text_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (session, head, text, now, ids, line_tokens, entry.restarts, entry.text_key),
                 ).lastrowid
-                num_tokens = 0 if entry.restarts else num_tokens
-                num_tokens += len(entry.token_ids or ())
+                num_tokens += _size(entry, text)
             self._connection.execute(
                 "UPDATE sessions SET head = ?, num_tokens = ?, used = ?, lost = NULL WHERE key = ?",
                 (head, num_tokens, now, session),
@@ -167,6 +168,12 @@ class Store:
         ).fetchone()
         return row
 
+    def _line_tokens(self, head: int | None) -> int:
+        row = self._connection.execute(
+            "SELECT line_tokens FROM messages WHERE id = ?", (head,)
+        ).fetchone()
+        return 0 if row is None else int(row[0])
+
     def _begin(self, key: SessionKey, now: float) -> int:
         session = self._connection.execute(
             "INSERT INTO sessions (owner, id, num_tokens, created, used) VALUES (?, ?, 0, ?, ?)",
@@ -197,24 +204,25 @@ class Store:
 
 
 _LINE = """
-WITH RECURSIVE line (id, parent, message, token_ids, restarts, text_key, depth) AS (
-    SELECT id, parent, message, token_ids, restarts, text_key, 0 FROM messages WHERE id = ?
+WITH RECURSIVE line (id, parent, message, token_ids, line_tokens, restarts, text_key, depth) AS (
+    SELECT id, parent, message, token_ids, line_tokens, restarts, text_key, 0
+    FROM messages WHERE id = ?
     UNION ALL
-    SELECT m.id, m.parent, m.message, m.token_ids, m.restarts, m.text_key, depth + 1
+    SELECT m.id, m.parent, m.message, m.token_ids, m.line_tokens, m.restarts, m.text_key,
+        depth + 1
     FROM messages m JOIN line ON m.id = line.parent
 )
-SELECT message, token_ids, restarts, text_key FROM line ORDER BY depth DESC
+SELECT message, token_ids, line_tokens, restarts, text_key FROM line ORDER BY depth DESC
 """
 
 
-def _line(
-    rows: Iterator[tuple[str, bytes | None, int, str | None]], text_key: str, num_tokens: int
-) -> Line:
+def _line(rows: Iterator[tuple[str, bytes | None, int, int, str | None]], text_key: str) -> Line:
     messages: list[Message] = []
     ids = bytearray()
     known = False
     num_bytes = num_known = 0  # of `ids` and `messages`, up to the last answer
-    for text, packed, restarts, key in rows:
+    num_tokens = 0
+    for text, packed, num_tokens, restarts, key in rows:  # noqa: B007  the last one's
         messages.append(msgspec.json.decode(text))
         if restarts:
             ids.clear()
@@ -227,6 +235,11 @@ def _line(
                 num_bytes, num_known = len(ids), len(messages)
     history = History(unpack_ids(bytes(ids[:num_bytes])), num_known) if num_known else None
     return Line(messages, history, num_tokens)
+
+
+def _size(entry: Entry, text: str) -> int:
+    """In tokens. A text that was never run has about one in four characters."""
+    return len(text) // 4 + 1 if entry.token_ids is None else len(entry.token_ids)
 
 
 def _key(row: tuple[Any, ...]) -> SessionKey:

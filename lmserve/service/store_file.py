@@ -16,8 +16,10 @@ VERSION = 1  # of the schema, in the file's user_version
 
 # A session's messages form a tree: `parent` is the one before, `head` the one its next turn
 # follows. `token_ids` are what a message added to the tokens of its line, or with `restarts` all
-# of the line's up to here; NULL where it was never run by itself. A forgotten session leaves its
-# row, with the reason in `lost`, so that its client can be told.
+# of the line's up to here; NULL where it was never run by itself. `line_tokens` are those of the
+# line up to here. A session's `num_tokens` are what it takes to keep it: all that its messages
+# hold, and about as many as make the texts that were never run. A forgotten session leaves its row,
+# with the reason in `lost`, so that its client can be told.
 SCHEMA = """
 CREATE TABLE sessions (
     key INTEGER PRIMARY KEY,
@@ -39,6 +41,7 @@ CREATE TABLE messages (
     message TEXT NOT NULL,
     created REAL NOT NULL,
     token_ids BLOB,
+    line_tokens INTEGER NOT NULL,
     restarts INTEGER NOT NULL,
     text_key TEXT
 );

@@ -200,6 +200,9 @@ def test_a_last_turn_ends_the_tie() -> None:
     dispatch.answered(wish, home, 200)
     dispatch.answered(last, dispatch.choose(last), 200)
     home.alive = False
+    with pytest.raises(SessionAway):  # it is still being answered: a cancel must go there
+        dispatch.choose(wish)
+    dispatch.ended(last)
     assert dispatch.choose(wish) is not home
 
 

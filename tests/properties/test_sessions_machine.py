@@ -218,7 +218,7 @@ class SessionsMachine(RuleBasedStateMachine):
             self.was_lost(key, keep=True)
             return
         assert key not in self.lost
-        if before.messages == new:  # the same history again
+        if before.messages == new and not again:  # the same history, sent as it is
             new = []
         self.known[key] = Known([*before.messages, *new], before.ids if not new else None)
         self.known[key].used_s = self.now_s

@@ -152,6 +152,22 @@ def test_the_session_unused_longest_makes_room(
     assert lost == [TWO, ONE, THREE][:gone]
 
 
+def test_texts_that_were_never_run_take_room_too(store: Store) -> None:
+    store.add(ONE, [Entry({"role": "user", "content": "x" * 4000})], 0.0)
+    assert store.load(ONE, "k").num_tokens == 0
+    store.add(TWO, turn(10, first=True), 1.0)
+    assert store.make_room(9, 1000, "room", NOBODY, 9.0) == 1
+    assert store.take_lost(ONE) == "room"
+    assert history(store, TWO) is not None
+
+
+def test_a_line_rendered_anew_takes_its_room_twice(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 0.0)
+    store.add(ONE, turn(20, first=True), 1.0)
+    assert store.load(ONE, "k").num_tokens == 3
+    assert store.make_room(9, 5, "room", NOBODY, 9.0) == 1
+
+
 def test_a_busy_session_makes_no_room(store: Store) -> None:
     for used, key in enumerate((ONE, TWO)):
         store.add(key, turn(10, first=True), float(used))
