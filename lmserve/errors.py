@@ -9,9 +9,12 @@
     │   ├── NotFound            404  no route has this path
     │   ├── MethodNotAllowed    405  the route exists, but not for this method
     │   ├── ModelNotFound       404  the model named is not served here
+    │   ├── SessionNotFound     404  there is no such session, or it was forgotten
+    │   │   └── MessageNotFound 404  the session has no such message
     │   ├── Unauthorized        401  no key, or a wrong one
     │   ├── CrossSite           403  another web page makes its visitor's browser call
     │   ├── SessionBusy         409  the session is being answered, or was ended meanwhile
+    │   ├── SessionExists       409  a session of this id exists
     │   ├── SessionLost         410  the session was forgotten; told once, then it begins anew
     │   └── NotEnabled          400  the server was started without the flag for this
     ├── Overloaded              429  a limit is reached; `retry_after_s` says when to come back
@@ -106,6 +109,20 @@ class ModelNotFound(RequestError):
     code = "model_not_found"
 
 
+class SessionNotFound(RequestError):
+    """This owner has no such session; where it was forgotten, the message says why."""
+
+    status = 404
+    type = "not_found_error"
+    code = "session_not_found"
+
+
+class MessageNotFound(SessionNotFound):
+    """The session has no such message."""
+
+    code = "message_not_found"
+
+
 class Unauthorized(RequestError):
     """The call brings no API key, or one that is not known."""
 
@@ -126,6 +143,13 @@ class SessionBusy(RequestError):
 
     status = 409
     code = "session_busy"
+
+
+class SessionExists(RequestError):
+    """A new session cannot have this id: there is one."""
+
+    status = 409
+    code = "session_exists"
 
 
 class SessionLost(RequestError):

@@ -5,47 +5,27 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from lmserve.errors import InvalidField, StoreError
-from lmserve.messages import pack_ids, unpack_ids
+from lmserve.errors import MessageNotFound, SessionNotFound, StoreError
+from lmserve.messages import pack_ids
 from lmserve.service.store_file import open_file
-from lmserve.types import History
+from lmserve.service.store_rows import (
+    Entry,
+    Line,
+    SessionKey,
+    line_sql,
+    num_stored,
+    read_line,
+    to_json,
+)
 
-Message = dict[str, Any]
+__all__ = ["Entry", "Line", "SessionKey", "Store"]
 
 _INT64_MAX = 2**63 - 1  # SQLite's integers end here
-
-
-@dataclass(frozen=True, slots=True)
-class SessionKey:
-    """Sessions of different owners never meet, whatever their ids."""
-
-    owner: str
-    id: str  # for /v1/chat/interactive the client's integer as text
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A message to store, with the tokens it added to those of its line (None: not known), or
-    with `restarts` all of the line's up to here."""
-
-    message: Message
-    token_ids: Sequence[int] | None = None
-    restarts: bool = False
-    text_key: str | None = None  # of the tokenizer and template that made them
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """The straight way from a session's first message to its head. Empty: there is none."""
-
-    messages: list[Message] = field(default_factory=list)
-    history: History | None = None  # as far as tokens of the model served now are known
-    num_tokens: int = 0  # of the line, be they of use or not
 
 
 class Store:
@@ -59,38 +39,64 @@ class Store:
     def close(self) -> None:
         self._file.close()
 
-    def load(self, key: SessionKey, text_key: str) -> Line:
-        with self._transaction():
+    def load(
+        self,
+        key: SessionKey,
+        text_key: str,
+        at: int | None | UnsetType = UNSET,
+        *,
+        must_exist: bool = False,
+    ) -> Line:
+        """The line to this message of the session (None: before the first), or to its head.
+        Raises MessageNotFound, and SessionNotFound where it must exist."""
+        with self.transaction():
+            if must_exist:
+                self.living(key)
             row = self._row(key)
-            if row is None or row[1] is None:
+            end = at if at is not UNSET else row[1] if row else None
+            if at is not UNSET:
+                self.check_message(key, row[0] if row else None, at)
+            if end is None:
                 return Line()
-            return _line(self._connection.execute(_LINE, (row[1],)), text_key)
+            rows = self._connection.execute(line_sql(), (end,))
+            return read_line(rows, text_key, end)
 
-    def add(self, key: SessionKey, entries: Sequence[Entry], now: float) -> None:
-        """After the session's head. A session that does not exist begins."""
-        texts = [_to_json(entry.message) for entry in entries]
-        with self._transaction():
+    def add(
+        self,
+        key: SessionKey,
+        entries: Sequence[Entry],
+        now: float,
+        *,
+        after: int | None | UnsetType = UNSET,
+    ) -> list[int]:
+        """After this message (None: as a new beginning), or the session's head; the last one is
+        the head then. A session that does not exist begins. Returns the new messages' ids."""
+        texts = [to_json(entry.message) for entry in entries]
+        with self.transaction():
             row = self._row(key)
-            session, head, num_tokens = row or (self._begin(key, now), None, 0)
+            session, head, num_tokens = row or (self.begin(key, now), None, 0)
+            head = head if after is UNSET else after
             line_tokens = self._line_tokens(head)
+            ids = []
             for entry, text in zip(entries, texts, strict=True):
-                ids = None if entry.token_ids is None else pack_ids(entry.token_ids)
+                packed = None if entry.token_ids is None else pack_ids(entry.token_ids)
                 line_tokens = 0 if entry.restarts else line_tokens
                 line_tokens += len(entry.token_ids or ())
-                head = self._connection.execute(
-                    "INSERT INTO messages (session, parent, message, created, token_ids,"
-                    " line_tokens, restarts, text_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (session, head, text, now, ids, line_tokens, entry.restarts, entry.text_key),
-                ).lastrowid
-                num_tokens += _size(entry, text)
+                head = self.insert(
+                    session, head, text, now, packed, line_tokens, entry.restarts, entry.text_key
+                )
+                num_tokens += num_stored(text, packed)
+                ids.append(head)
             self._connection.execute(
-                "UPDATE sessions SET head = ?, num_tokens = ?, used = ?, lost = NULL WHERE key = ?",
-                (head, num_tokens, now, session),
+                "UPDATE sessions SET head = ?, num_tokens = ?, num_messages = num_messages + ?,"
+                " used = ?, lost = NULL WHERE key = ?",
+                (head, num_tokens, len(ids), now, session),
             )
+            return ids
 
     def delete(self, key: SessionKey) -> None:
         """Leaves no trace of it."""
-        with self._transaction():
+        with self.transaction():
             row = self._row(key)
             if row is not None:
                 self._delete_messages(row[0])
@@ -98,7 +104,7 @@ class Store:
 
     def take_lost(self, key: SessionKey) -> str | None:
         """Why the session was forgotten, told once."""
-        with self._transaction():
+        with self.transaction():
             row = self._connection.execute(
                 "SELECT key, lost FROM sessions WHERE owner = ? AND id = ? AND lost IS NOT NULL",
                 (key.owner, key.id),
@@ -110,7 +116,7 @@ class Store:
 
     def expire(self, before: float, reason: str, busy: Collection[SessionKey], now: float) -> int:
         """Forgets the sessions last used before then."""
-        with self._transaction():
+        with self.transaction():
             rows = self._by_use("AND used < ?", (before,))
             return self._forget([row[0] for row in rows if _key(row) not in busy], reason, now)
 
@@ -123,7 +129,7 @@ class Store:
         now: float,
     ) -> int:
         """Forgets what was unused longest until the rest fits."""
-        with self._transaction():
+        with self.transaction():
             num_sessions, num_tokens = self._connection.execute(
                 "SELECT count(*), total(num_tokens) FROM sessions WHERE lost IS NULL"
             ).fetchone()
@@ -139,7 +145,7 @@ class Store:
 
     def drop_lost(self, most: int) -> None:
         """Of the reasons nobody asked for, keeps the newest."""
-        with self._transaction():
+        with self.transaction():
             self._connection.execute(
                 "DELETE FROM sessions WHERE key IN (SELECT key FROM sessions"
                 " WHERE lost IS NOT NULL ORDER BY used DESC LIMIT -1 OFFSET ?)",
@@ -149,16 +155,68 @@ class Store:
     # --- within a transaction -------------------------------------------------------------
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[sqlite3.Connection]:
         try:
             self._connection.execute("BEGIN")  # nobody else writes
-            yield
+            yield self._connection
             self._connection.execute("COMMIT")
         except (sqlite3.Error, msgspec.DecodeError, ValueError) as error:
             raise StoreError(f"the conversation could not be kept or read: {error}") from error
         finally:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+
+    def living(self, key: SessionKey) -> tuple[int, int | None]:
+        """Its key and head. Raises SessionNotFound."""
+        row = self._connection.execute(
+            "SELECT key, head, lost FROM sessions WHERE owner = ? AND id = ?", (key.owner, key.id)
+        ).fetchone()
+        if row is None:
+            raise SessionNotFound(f"there is no session {key.id}", param="session_id")
+        if row[2] is not None:
+            raise SessionNotFound(f"session {key.id} was forgotten: {row[2]}", param="session_id")
+        return row[0], row[1]
+
+    def check_message(self, key: SessionKey, session: int | None, message: int | None) -> None:
+        """Refuses what is no message of this session. Raises MessageNotFound."""
+        if message is None:
+            return
+        found = (
+            abs(message) <= _INT64_MAX
+            and self._connection.execute(
+                "SELECT 1 FROM messages WHERE id = ? AND session = ?", (message, session)
+            ).fetchone()
+        )
+        if not found:
+            raise MessageNotFound(f"session {key.id} has no message {message}")
+
+    def begin(self, key: SessionKey, now: float) -> int:
+        session = self._connection.execute(
+            "INSERT INTO sessions (owner, id, num_tokens, created, used) VALUES (?, ?, 0, ?, ?)",
+            (key.owner, key.id, now, now),
+        ).lastrowid
+        assert session is not None
+        return session
+
+    def insert(
+        self,
+        session: int,
+        parent: int | None,
+        text: str,
+        created: float,
+        packed: bytes | None = None,
+        line_tokens: int = 0,
+        restarts: bool = False,
+        text_key: str | None = None,
+    ) -> int:
+        """One message. Returns its id."""
+        message = self._connection.execute(
+            "INSERT INTO messages (session, parent, message, created, token_ids, line_tokens,"
+            " restarts, text_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (session, parent, text, created, packed, line_tokens, restarts, text_key),
+        ).lastrowid
+        assert message is not None
+        return message
 
     def _row(self, key: SessionKey) -> tuple[int, int | None, int] | None:
         """Its key, head and tokens."""
@@ -174,14 +232,6 @@ class Store:
         ).fetchone()
         return 0 if row is None else int(row[0])
 
-    def _begin(self, key: SessionKey, now: float) -> int:
-        session = self._connection.execute(
-            "INSERT INTO sessions (owner, id, num_tokens, created, used) VALUES (?, ?, 0, ?, ?)",
-            (key.owner, key.id, now, now),
-        ).lastrowid
-        assert session is not None
-        return session
-
     def _by_use(self, condition: str = "", values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Living sessions, the one unused longest first."""
         return self._connection.execute(
@@ -194,7 +244,8 @@ class Store:
         for session in sessions:
             self._delete_messages(session)
             self._connection.execute(
-                "UPDATE sessions SET head = NULL, num_tokens = 0, used = ?, lost = ? WHERE key = ?",
+                "UPDATE sessions SET title = NULL, head = NULL, num_messages = 0, num_tokens = 0,"
+                " used = ?, lost = ? WHERE key = ?",
                 (now, reason, session),
             )
         return len(sessions)
@@ -203,54 +254,5 @@ class Store:
         self._connection.execute("DELETE FROM messages WHERE session = ?", (session,))
 
 
-_LINE = """
-WITH RECURSIVE line (id, parent, message, token_ids, line_tokens, restarts, text_key, depth) AS (
-    SELECT id, parent, message, token_ids, line_tokens, restarts, text_key, 0
-    FROM messages WHERE id = ?
-    UNION ALL
-    SELECT m.id, m.parent, m.message, m.token_ids, m.line_tokens, m.restarts, m.text_key,
-        depth + 1
-    FROM messages m JOIN line ON m.id = line.parent
-)
-SELECT message, token_ids, line_tokens, restarts, text_key FROM line ORDER BY depth DESC
-"""
-
-
-def _line(rows: Iterator[tuple[str, bytes | None, int, int, str | None]], text_key: str) -> Line:
-    messages: list[Message] = []
-    ids = bytearray()
-    known = False
-    num_bytes = num_known = 0  # of `ids` and `messages`, up to the last answer
-    num_tokens = 0
-    for text, packed, num_tokens, restarts, key in rows:  # noqa: B007  the last one's
-        messages.append(msgspec.json.decode(text))
-        if restarts:
-            ids.clear()
-            num_bytes = num_known = 0
-        # an unknown message ends what is known, until all begins anew
-        known = packed is not None and key == text_key and (known or bool(restarts))
-        if known and packed is not None:
-            ids += packed
-            if messages[-1].get("role") == "assistant":
-                num_bytes, num_known = len(ids), len(messages)
-    history = History(unpack_ids(bytes(ids[:num_bytes])), num_known) if num_known else None
-    return Line(messages, history, num_tokens)
-
-
-def _size(entry: Entry, text: str) -> int:
-    """In tokens. A text that was never run has about one in four characters."""
-    return len(text) // 4 + 1 if entry.token_ids is None else len(entry.token_ids)
-
-
 def _key(row: tuple[Any, ...]) -> SessionKey:
     return SessionKey(row[1], row[2])
-
-
-def _to_json(message: Message) -> str:
-    try:
-        return msgspec.json.encode(message).decode()
-    except UnicodeEncodeError:
-        raise InvalidField(
-            "the text holds half of a surrogate pair, which is not valid Unicode: send it as UTF-8",
-            param="prompt",
-        ) from None

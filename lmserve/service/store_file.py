@@ -12,20 +12,23 @@ from lmserve.errors import SetupError
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the schema, in the file's user_version
+VERSION = 2  # of the schema, in the file's user_version
 
 # A session's messages form a tree: `parent` is the one before, `head` the one its next turn
 # follows. `token_ids` are what a message added to the tokens of its line, or with `restarts` all
 # of the line's up to here; NULL where it was never run by itself. `line_tokens` are those of the
 # line up to here. A session's `num_tokens` are what it takes to keep it: all that its messages
 # hold, and about as many as make the texts that were never run. A forgotten session leaves its row,
-# with the reason in `lost`, so that its client can be told.
-SCHEMA = """
+# with the reason in `lost`, so that its client can be told. No message ever has the id of another,
+# deleted one: a client may still name it.
+_SESSIONS = """
 CREATE TABLE sessions (
     key INTEGER PRIMARY KEY,
     owner TEXT NOT NULL,
     id TEXT NOT NULL,
+    title TEXT,
     head INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
+    num_messages INTEGER NOT NULL DEFAULT 0,
     num_tokens INTEGER NOT NULL,
     created REAL NOT NULL,
     used REAL NOT NULL,
@@ -34,8 +37,10 @@ CREATE TABLE sessions (
 );
 CREATE INDEX sessions_by_use ON sessions (used, num_tokens) WHERE lost IS NULL;
 CREATE INDEX sessions_lost ON sessions (used) WHERE lost IS NOT NULL;
+"""
+_MESSAGES = """
 CREATE TABLE messages (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
     session INTEGER NOT NULL REFERENCES sessions (key) DEFERRABLE INITIALLY DEFERRED,
     parent INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
     message TEXT NOT NULL,
@@ -45,9 +50,33 @@ CREATE TABLE messages (
     restarts INTEGER NOT NULL,
     text_key TEXT
 );
-CREATE INDEX messages_by_session ON messages (session);
+CREATE INDEX messages_by_session ON messages (session, parent);
 CREATE INDEX messages_by_parent ON messages (parent);
 """
+_LOOKED_UP = """
+CREATE INDEX sessions_by_owner ON sessions (owner, used) WHERE lost IS NULL;
+CREATE INDEX sessions_by_head ON sessions (head);  -- else a deleted message looks at every session
+"""
+
+SCHEMA = f"{_SESSIONS} {_MESSAGES} {_LOOKED_UP}"
+
+# To the version after: titles, counts, and ids that never come back.
+_MIGRATIONS = {
+    1: f"""
+DROP INDEX messages_by_session;
+DROP INDEX messages_by_parent;
+ALTER TABLE messages RENAME TO old_messages;
+{_MESSAGES}
+INSERT INTO messages SELECT id, session, parent, message, created, token_ids, line_tokens,
+    restarts, text_key FROM old_messages;
+DROP TABLE old_messages;
+ALTER TABLE sessions ADD COLUMN title TEXT;
+ALTER TABLE sessions ADD COLUMN num_messages INTEGER NOT NULL DEFAULT 0;
+UPDATE sessions SET num_messages =
+    (SELECT count(*) FROM messages WHERE session = sessions.key);
+{_LOOKED_UP}
+"""
+}
 
 
 class StoreFile:
@@ -124,16 +153,26 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")  # a killed process loses nothing
-    connection.execute("PRAGMA foreign_keys = ON")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version == 0:
-        connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
-    elif version != VERSION:
+        _change(connection, SCHEMA, VERSION)
+        version = VERSION
+    while version in _MIGRATIONS:
+        _change(connection, _MIGRATIONS[version], version := version + 1)
+    if version != VERSION:
         raise SetupError(
             f"was written by another version of lmserve (schema {version}, this one reads "
             f"{VERSION}): use that version, or give another folder with --data-dir"
         )
+    connection.execute("PRAGMA foreign_keys = ON")  # migrations replace tables, so not before
     return connection
+
+
+def _change(connection: sqlite3.Connection, script: str, version: int) -> None:
+    """Wholly or, where it fails and the connection is closed, not at all."""
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute("PRAGMA legacy_alter_table = ON")  # renaming leaves references as they are
+    connection.executescript(f"BEGIN; {script} PRAGMA user_version = {version}; COMMIT;")
 
 
 def _reason(error: Exception) -> str:

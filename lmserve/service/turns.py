@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 
 from lmserve.errors import Overloaded, SessionBusy
 from lmserve.service.generation import Generation
 from lmserve.service.store import SessionKey
+from lmserve.service.tree import Node
 
 MAX_WAITING = 8  # calls for one session, beside the one it is in
 
@@ -26,6 +28,40 @@ class Slot:
     def check(self) -> None:
         if self.ended:
             raise _was_ended(self.key)
+
+
+class Turn:
+    """One answer within a session. Take a lease of `generation` before the next await."""
+
+    def __init__(self, generation: Generation, history_tokens: int):
+        self.generation = generation
+        self.history_tokens = history_tokens  # in the session before this turn
+        self.input_ids: list[int] = []  # of the messages stored for it; once settled
+        self.answer: Node | None = None  # None where it was not kept; once settled
+        self._settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def input_tokens(self) -> int:
+        """Tokens this turn added to the prompt."""
+        return max(0, self.generation.num_prompt_tokens - self.history_tokens)
+
+    async def settled(self) -> None:
+        """Waits, after the answer's end, until the turn is on disk (or, where it is not kept,
+        the session is gone). Raises StoreError where that failed. Call it before the end of the
+        answer is told: what is acknowledged is not lost."""
+        await asyncio.shield(self._settled)
+
+    def settle(self, written: asyncio.Future[Sequence[Node]] | None) -> None:
+        """`written`: the messages that were kept."""
+        error = None if written is None else written.exception()
+        if error is None:
+            if written is not None and (kept := written.result()):
+                *new, self.answer = kept
+                self.input_ids = [node.id for node in new]
+            self._settled.set_result(None)
+        else:
+            self._settled.set_exception(error)
+            self._settled.exception()  # nobody need ask
 
 
 class Turns:

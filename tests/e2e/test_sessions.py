@@ -58,7 +58,7 @@ async def say(sessions, text):
     _, done = await collect(turn.generation)
     await turn.settled()
     key = (await sessions._service.model_text()).text_key
-    line = await sessions._run(lambda store: store.load(KEY, key))
+    line = await sessions._keeper.run(lambda store: store.load(KEY, key))
     assert line.history.num_messages == len(line.messages)
     return done.usage, line.history.token_ids
 

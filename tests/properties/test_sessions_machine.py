@@ -270,7 +270,7 @@ class SessionsMachine(RuleBasedStateMachine):
     @rule(s=st.sampled_from([1.0, 1.0, 60.0, 101.0]))
     def time_passes(self, s) -> None:
         self.now_s += s
-        self.run(self.sessions.sweep())
+        self.run(self.sessions._keeper.sweep())
         for key, known in list(self.known.items()):
             if known.used_s < self.now_s - TTL_S:
                 del self.known[key]
@@ -300,7 +300,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     async def held(self, key: SessionKey) -> Any:
         text = await self.service.model_text()
-        return await self.sessions._run(lambda store: store.load(key, text.text_key))
+        return await self.sessions._keeper.run(lambda store: store.load(key, text.text_key))
 
     @invariant()
     def what_is_kept_is_what_was_said(self) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from lmserve.bridge.fake import FakeEngine
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
-from lmserve.settings import ServerSettings, Settings
+from lmserve.service.sessions import Sessions
+from lmserve.settings import ServerSettings, SessionSettings, Settings
 
 
 class Clock:
@@ -53,3 +55,35 @@ async def service(
     yield service
     service.close()
     assert service.inflight == 0, "a request was not accounted for"
+
+
+class Wall:
+    """Time of day that passes only when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> SessionSettings:
+    return SessionSettings(data_dir=str(tmp_path / "data"), session_ttl_s=100.0)
+
+
+@pytest.fixture
+def wall() -> Wall:
+    return Wall()
+
+
+@pytest.fixture
+async def sessions(
+    service: Service, options: SessionSettings, wall: Wall
+) -> AsyncIterator[Sessions]:
+    sessions = Sessions(service, options, clock=wall)
+    await sessions.open()
+    yield sessions
+    service.close()
+    await sessions.close()
+    assert not sessions._turns.busy, "a session's turn was not given back"

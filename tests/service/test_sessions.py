@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -26,98 +24,24 @@ from lmserve.errors import (
 from lmserve.messages import unpack_ids
 from lmserve.service.generate import Service, collect
 from lmserve.service.metrics import Metrics
-from lmserve.service.sessions import SessionKey, Sessions, Turn
+from lmserve.service.sessions import SessionKey, Sessions
 from lmserve.service.store import Line
 from lmserve.settings import EngineSettings, SessionSettings, Settings
 from lmserve.types import Done, GenerateRequest, TextDelta
-
-KEY = SessionKey("", "7")
-OTHER = SessionKey("", "8")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def options(tmp_path: Path) -> SessionSettings:
-    return SessionSettings(data_dir=str(tmp_path / "data"), session_ttl_s=100.0)
-
-
-@pytest.fixture
-def wall() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-async def sessions(
-    service: Service, options: SessionSettings, wall: Clock
-) -> AsyncIterator[Sessions]:
-    sessions = Sessions(service, options, clock=wall)
-    await sessions.open()
-    yield sessions
-    service.close()
-    await sessions.close()
-    assert not sessions._turns.busy, "a session's turn was not given back"
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict[str, Any]:
-    return {"role": "assistant", "content": text}
-
-
-def ask(*texts: str, **fields: Any) -> GenerateRequest:
-    return GenerateRequest(messages=[user(text) for text in texts], **fields)
-
-
-async def say(
-    sessions: Sessions, request: GenerateRequest, key: SessionKey = KEY, *, keep: bool = True
-) -> tuple[str, Turn]:
-    turn = await sessions.turn(key, request, keep=keep)
-    text, _ = await collect(turn.generation)
-    await turn.settled()
-    return text, turn
-
-
-async def held(sessions: Sessions, key: SessionKey = KEY) -> Line:
-    text = await sessions._service.model_text()
-    return await sessions._run(lambda store: store.load(key, text.text_key))
-
-
-async def contents(sessions: Sessions, key: SessionKey = KEY) -> list[str]:
-    return [message["content"] for message in (await held(sessions, key)).messages]
-
-
-async def prompts(engine: FakeEngine, service: Service) -> list[str]:
-    tokenizer = (await service.model_text()).tokenizer
-    return [
-        tokenizer.decode(unpack_ids(submit.token_ids), skip_special=False)
-        for submit in engine.submits
-    ]
-
-
-def chatml(*turns: str) -> str:
-    """Questions and answers in turn."""
-    parts = [
-        f"<|im_start|>{('user', 'assistant')[index % 2]}\n{turn}<|im_end|>\n"
-        for index, turn in enumerate(turns)
-    ]
-    return "".join(parts) + "<|im_start|>assistant\n"
-
-
-async def waiting(sessions: Sessions, num: int, key: SessionKey = KEY) -> None:
-    """Until so many calls wait for the session."""
-    async with asyncio.timeout(10):
-        while len(sessions._turns._waiters.get(key, ())) != num:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-
+from tests.service.conftest import Wall
+from tests.service.talk import (
+    KEY,
+    OTHER,
+    ask,
+    assistant,
+    chatml,
+    contents,
+    held,
+    prompts,
+    say,
+    user,
+    waiting,
+)
 
 # --- what is run --------------------------------------------------------------------------
 
@@ -412,7 +336,7 @@ async def test_a_full_session_says_so(
 # --- forgotten ----------------------------------------------------------------------------
 
 
-async def test_an_old_session_is_lost_and_told_once(sessions: Sessions, wall: Clock) -> None:
+async def test_an_old_session_is_lost_and_told_once(sessions: Sessions, wall: Wall) -> None:
     await say(sessions, ask("q", max_tokens=1))
     wall.now_s += 101
     with pytest.raises(SessionLost, match="session 7 was forgotten: it was not used for 100 s"):
@@ -422,17 +346,17 @@ async def test_an_old_session_is_lost_and_told_once(sessions: Sessions, wall: Cl
 
 
 @pytest.mark.parametrize("swept", [True, False])
-async def test_append_is_told_too(sessions: Sessions, wall: Clock, swept: bool) -> None:
+async def test_append_is_told_too(sessions: Sessions, wall: Wall, swept: bool) -> None:
     await say(sessions, ask("q", max_tokens=1))
     wall.now_s += 101
     if swept:
-        await sessions.sweep()
+        await sessions._keeper.sweep()
     with pytest.raises(SessionLost):
         await sessions.append(KEY, [user("w")])
     assert await sessions.append(KEY, [user("w")]) == 0
 
 
-async def test_a_last_turn_and_an_end_are_not_told(sessions: Sessions, wall: Clock) -> None:
+async def test_a_last_turn_and_an_end_are_not_told(sessions: Sessions, wall: Wall) -> None:
     for key in (KEY, OTHER):
         await say(sessions, ask("q", max_tokens=1), key)
     wall.now_s += 101
@@ -442,7 +366,7 @@ async def test_a_last_turn_and_an_end_are_not_told(sessions: Sessions, wall: Clo
 
 
 async def test_the_session_unused_longest_makes_room(
-    service: Service, options: SessionSettings, wall: Clock
+    service: Service, options: SessionSettings, wall: Wall
 ) -> None:
     sessions = Sessions(service, dataclasses.replace(options, max_sessions=2), clock=wall)
     await sessions.open()
@@ -458,14 +382,14 @@ async def test_the_session_unused_longest_makes_room(
 
 
 async def test_a_running_turn_keeps_its_session(
-    engine: FakeEngine, sessions: Sessions, wall: Clock
+    engine: FakeEngine, sessions: Sessions, wall: Wall
 ) -> None:
     await say(sessions, ask("q", max_tokens=1))
     engine.will_hang("w")
     turn = await sessions.turn(KEY, ask("w"), keep=True)
     with turn.generation.lease():
         wall.now_s += 1000
-        await sessions.sweep()
+        await sessions._keeper.sweep()
     await turn.settled()
     assert len(await contents(sessions)) == 4
 
@@ -643,7 +567,9 @@ async def test_a_session_may_begin_anew_before_the_old_answer_has_ended(
 async def test_a_full_disk_harms_one_turn(engine: FakeEngine, sessions: Sessions) -> None:
     await say(sessions, ask("q", max_tokens=1))
     before = await held(sessions)
-    await sessions._run(lambda store: store._connection.execute("PRAGMA query_only = ON") and None)
+    await sessions._keeper.run(
+        lambda store: store._connection.execute("PRAGMA query_only = ON") and None
+    )
     turn = await sessions.turn(KEY, ask("w", max_tokens=1), keep=True)
     text, done = await collect(turn.generation)
     assert (text != "", done.finish_reason) == (True, "length")
@@ -651,7 +577,9 @@ async def test_a_full_disk_harms_one_turn(engine: FakeEngine, sessions: Sessions
         await turn.settled()
     with pytest.raises(StoreError):
         await sessions.end(KEY)
-    await sessions._run(lambda store: store._connection.execute("PRAGMA query_only = OFF") and None)
+    await sessions._keeper.run(
+        lambda store: store._connection.execute("PRAGMA query_only = OFF") and None
+    )
     assert await held(sessions) == before
     await say(sessions, ask("e", max_tokens=1))
     assert len(await contents(sessions)) == 4

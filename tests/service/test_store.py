@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import UNSET
 
-from lmserve.errors import InvalidField, SetupError, StoreError
+from lmserve.errors import InvalidField, SessionNotFound, SetupError, StoreError
+from lmserve.service import store_tree
 from lmserve.service.store import Entry, Line, SessionKey, Store
 from lmserve.types import History
 
@@ -326,3 +328,182 @@ def test_a_home_that_cannot_be_written_costs_the_memory_only(
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file"))
     Store(None).close()
     assert "will not survive a restart" in caplog.text
+
+
+# --- branches -----------------------------------------------------------------------------
+
+
+def test_a_branch_goes_on_from_its_own_line(store: Store) -> None:
+    _, first = store.add(ONE, turn(10, first=True), 1.0)
+    _, second = store.add(ONE, turn(20), 2.0)
+    _, sibling = store.add(ONE, turn(30), 3.0, after=first)
+    line = store.load(ONE, "k")
+    assert (line.end, line.token_ids) == (sibling, [10, 11, 12, 30, 31, 32])
+    assert line.num_tokens == 6
+    other = store.load(ONE, "k", second)
+    assert (other.end, other.token_ids) == (second, [10, 11, 12, 20, 21, 22])
+    assert store.load(ONE, "k", None) == Line()
+    store.add(ONE, turn(40, first=True), 4.0, after=None)
+    assert store.load(ONE, "k").token_ids == [40, 41, 42]
+    assert store.load(ONE, "k", sibling).token_ids == [10, 11, 12, 30, 31, 32]
+
+
+def test_all_tokens_are_known_up_to_a_question_too(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    (question,) = store.add(ONE, [user("q", [20, 21])], 2.0)
+    line = store.load(ONE, "k")
+    assert line.history == History([10, 11, 12], 2)
+    assert line.token_ids == [10, 11, 12, 20, 21]
+    assert store.load(ONE, "other").token_ids is None
+    store.add(ONE, [user("not run", None)], 3.0)
+    assert store.load(ONE, "k").token_ids is None
+    assert store.load(ONE, "k", question).token_ids == line.token_ids
+
+
+def test_a_restart_that_runs_the_same_tokens_on_keeps_what_they_tell(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    whole = [10, 11, 12, 20, 21]
+    store.add(ONE, [user("w", None), user("e", whole, restarts=True)], 2.0)
+    line = store.load(ONE, "k")
+    assert line.history == History([10, 11, 12], 2)
+    assert (line.token_ids, line.num_tokens) == (whole, 5)
+    store.add(ONE, [user("r", None), user("t", whole, restarts=True, key="new")], 3.0)
+    assert history(store) is None
+    assert history(store, text_key="new") is None
+    store.add(ONE, [answer("a", [1]), *turn(50, first=True)], 4.0)
+    assert history(store) == History([50, 51, 52], 9)
+
+
+def test_a_message_never_has_the_id_of_a_deleted_one(store: Store) -> None:
+    first = store.add(ONE, turn(10, first=True), 1.0)
+    store.delete(ONE)
+    assert not set(first) & set(store.add(ONE, turn(20, first=True), 2.0))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM messages WHERE session = ?1",
+        "SELECT id FROM messages WHERE session = ?1 AND parent IS ?2 ORDER BY id",
+    ],
+)
+def test_other_sessions_are_not_gone_through(store: Store, statement: str) -> None:
+    """Neither by it nor by what looks after references."""
+    plan = store._connection.execute(
+        f"EXPLAIN QUERY PLAN {statement}", (1, None)[: statement.count("?")]
+    )
+    steps = [step for *_, step in plan]
+    assert steps and not any("SCAN" in step for step in steps), steps
+
+
+def test_what_is_forgotten_leaves_no_words(store: Store) -> None:
+    store.add(ONE, turn(10, first=True), 1.0)
+    store_tree.update(store, ONE, "a title", UNSET, 1.0)
+    store.expire(5.0, "it was old", NOBODY, 6.0)
+    rows = store._connection.execute("SELECT * FROM sessions").fetchall()
+    assert rows == [(1, "", "1", None, None, 0, 0, 1.0, 6.0, "it was old")]
+    assert store._connection.execute("SELECT count(*) FROM messages").fetchone() == (0,)
+
+
+# --- files of versions before ---------------------------------------------------------------
+
+SCHEMA_1 = """
+CREATE TABLE sessions (
+    key INTEGER PRIMARY KEY,
+    owner TEXT NOT NULL,
+    id TEXT NOT NULL,
+    head INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
+    num_tokens INTEGER NOT NULL,
+    created REAL NOT NULL,
+    used REAL NOT NULL,
+    lost TEXT,
+    UNIQUE (owner, id)
+);
+CREATE INDEX sessions_by_use ON sessions (used, num_tokens) WHERE lost IS NULL;
+CREATE INDEX sessions_lost ON sessions (used) WHERE lost IS NOT NULL;
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL REFERENCES sessions (key) DEFERRABLE INITIALLY DEFERRED,
+    parent INTEGER REFERENCES messages (id) DEFERRABLE INITIALLY DEFERRED,
+    message TEXT NOT NULL,
+    created REAL NOT NULL,
+    token_ids BLOB,
+    line_tokens INTEGER NOT NULL,
+    restarts INTEGER NOT NULL,
+    text_key TEXT
+);
+CREATE INDEX messages_by_session ON messages (session);
+CREATE INDEX messages_by_parent ON messages (parent);
+"""
+
+
+def test_a_file_of_the_version_before_is_read_and_written(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "sessions.sqlite3") as connection:
+        connection.executescript(f"{SCHEMA_1} PRAGMA user_version = 1;")
+        connection.executescript(
+            """
+            BEGIN;
+            INSERT INTO sessions VALUES (1, '', '1', 2, 3, 1.0, 2.0, NULL);
+            INSERT INTO sessions VALUES (2, '', '2', NULL, 0, 1.0, 2.0, 'it was old');
+            INSERT INTO messages VALUES
+                (1, 1, NULL, '{"role":"user","content":"q"}', 1.5, x'0a0000000b000000', 2, 1, 'k'),
+                (2, 1, 1, '{"role":"assistant","content":"a"}', 1.5, x'0c000000', 3, 0, 'k');
+            COMMIT;
+            """
+        )
+    connection.close()
+    for _ in range(2):  # migrated, then as it is
+        store = Store(str(tmp_path))
+        assert history(store) == History([10, 11, 12], 2)
+        found = store_tree.info(store, ONE)
+        assert (found.title, found.head, found.num_messages, found.num_tokens) == (None, 2, 2, 3)
+        assert (found.created, found.used) == (1.0, 2.0)
+        with pytest.raises(SessionNotFound, match="it was old"):
+            store_tree.info(store, TWO)
+        store.close()
+    store = Store(str(tmp_path))
+    assert store.add(ONE, turn(20), 3.0) == [3, 4]
+    assert history(store) == History([10, 11, 12, 20, 21, 22], 4)
+    fresh = tmp_path / "fresh"
+    Store(str(fresh)).close()
+    assert _schema(tmp_path) == _schema(fresh)
+    store.delete(ONE)
+    assert list(store._connection.execute("PRAGMA foreign_key_check")) == []
+    with pytest.raises(sqlite3.IntegrityError):  # references are looked after, as ever
+        store._connection.execute(
+            "INSERT INTO messages (session, message, created, line_tokens, restarts)"
+            " VALUES (99, '', 0, 0, 0)"
+        )
+    store.close()
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.sqlite3"
+    with sqlite3.connect(path) as connection:
+        connection.executescript(f"{SCHEMA_1} PRAGMA user_version = 1;")
+        connection.execute("CREATE INDEX sessions_by_owner ON sessions (owner)")  # in its way
+    connection.close()
+    before = _schema(tmp_path)
+    with pytest.raises(SetupError):
+        Store(str(tmp_path))
+    assert _schema(tmp_path) == before
+
+
+def _schema(folder: Path) -> set[tuple[str, frozenset[tuple[object, ...]]]]:
+    """Each table's columns and each index's, in whatever order."""
+    connection = sqlite3.connect(folder / "sessions.sqlite3")
+    try:
+        names = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+        return {
+            (
+                name,
+                frozenset(
+                    row[1 if kind == "table" else 2 :]
+                    for row in connection.execute(f"PRAGMA {kind}_xinfo ({name})")
+                ),
+            )
+            for kind, name in names
+            if not name.startswith("sqlite_autoindex")
+        }
+    finally:
+        connection.close()
