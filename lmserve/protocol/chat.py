@@ -114,7 +114,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
             common["params"]["prompt"] = "messages"
             return GenerateRequest(text=self.messages, **common)
         return GenerateRequest(
-            messages=[_plain_message(message) for message in self.messages],
+            messages=[plain_message(message) for message in self.messages],
             chat_template_kwargs=self._template_kwargs(),
             **common,
         )
@@ -126,7 +126,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
         return {"enable_thinking": self.enable_thinking} | given
 
 
-def _plain_message(message: ChatMessage) -> dict[str, Any]:
+def plain_message(message: ChatMessage) -> dict[str, Any]:
     """As it was sent, without what was null; `lmserve.text.chat` makes it fit the template."""
     plain = _given(message)
     if isinstance(message.content, list):

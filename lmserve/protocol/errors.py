@@ -36,13 +36,13 @@ class ErrorEvent(Struct, kw_only=True):
     error: ErrorDetail
 
 
-def _detail(error: LmserveError) -> ErrorDetail:
+def error_detail(error: LmserveError) -> ErrorDetail:
     return ErrorDetail(message=error.message, type=error.type, param=error.param, code=error.code)
 
 
 def error_body(error: LmserveError) -> bytes:
     """The JSON body that tells this error."""
-    detail = _detail(error)
+    detail = error_detail(error)
     return msgspec.json.encode(
         ErrorResponse(
             error=detail,
@@ -56,4 +56,4 @@ def error_body(error: LmserveError) -> bytes:
 
 def error_event(error: LmserveError) -> bytes:
     """The server-sent event that tells this error."""
-    return b"data: " + msgspec.json.encode(ErrorEvent(error=_detail(error))) + b"\n\n"
+    return b"data: " + msgspec.json.encode(ErrorEvent(error=error_detail(error))) + b"\n\n"

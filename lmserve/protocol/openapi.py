@@ -18,7 +18,7 @@ _PHRASES = {
     401: "An API key is missing or not known, where the server was started with `--api-keys`.",
     403: "Another web page asks, and its origin is not in `--allow-origins`.",
     404: "There is nothing of this name.",
-    409: "The conversation is being answered, or was ended meanwhile.",
+    409: "The conversation is being answered, was ended meanwhile, or its id is taken.",
     413: "The body is over the limit.",
     429: "A limit is reached; come back after `Retry-After` seconds.",
     500: "The engine failed this request.",
@@ -40,12 +40,20 @@ class Query:
 
     name: str
     description: str
-    options: tuple[str, ...]
-    default: str | None = None
+    options: tuple[str, ...] = ()  # none: any text or, within `bounds`, any whole number
+    default: str | int | bool | None = None
     several: bool = False  # it may come more than once
+    bounds: tuple[int, int] | None = None
 
     def document(self) -> dict[str, Any]:
-        schema: dict[str, Any] = {"type": "string", "enum": list(self.options)}
+        schema: dict[str, Any] = {"type": "string"}
+        if isinstance(self.default, bool):
+            schema = {"type": "boolean"}
+        elif self.bounds is not None:
+            least, most = self.bounds
+            schema = {"type": "integer", "minimum": least, "maximum": most}
+        elif self.options:
+            schema["enum"] = list(self.options)
         if self.default is not None:
             schema["default"] = self.default
         if self.several:
@@ -70,6 +78,7 @@ class Operation:
     example: dict[str, Any] | None = None  # of the request
     response: type[msgspec.Struct] | None = None  # None: `content_type` says what comes
     stream: type[msgspec.Struct] | None = None  # the chunk, where the answer may be streamed
+    events: tuple[type[msgspec.Struct], ...] = ()  # where it may be streamed as named events
     lines: bool = False  # streamed one JSON object a line, which are no server-sent events
     query: tuple[Query, ...] = ()
     content_type: str = "text/plain"  # "": nothing comes
@@ -90,7 +99,7 @@ def document(
     kinds = {
         kind: None  # a dict for its order
         for _, _, op, _ in operations
-        for kind in (op.request, op.response, op.stream, op.failure)
+        for kind in (op.request, op.response, op.stream, op.failure, *op.events)
         if kind is not None
     }
     structs = [*kinds, ErrorEvent]
@@ -166,6 +175,17 @@ def _content(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
                 "The last has a `finish_reason`.",
                 "contentMediaType": "application/jsonl",
                 "contentSchema": schemas[op.stream],
+            }
+        }
+    elif op.events:
+        names = ", ".join(_name(schemas[event]["$ref"]) for event in op.events)
+        content["text/event-stream"] = {
+            "schema": {
+                "type": "string",
+                "description": "With `stream`: named events, numbered from 0, each `event: <type>` "
+                f"and `data: <json>`, one of {names}; then `data: [DONE]`.",
+                "contentMediaType": "application/json",
+                "contentSchema": {"anyOf": [schemas[event] for event in op.events]},
             }
         }
     elif op.stream is not None:

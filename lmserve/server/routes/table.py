@@ -10,7 +10,9 @@ from lmserve.server.routes import (
     models,
     operation,
     pages,
+    sessions,
     tokens,
+    turns,
 )
 from lmserve.server.routes.route import Route
 
@@ -19,6 +21,8 @@ TABLE: tuple[Route, ...] = (
     *chat.ROUTES,
     *completions.ROUTES,
     *interactive.ROUTES,
+    *sessions.ROUTES,
+    *turns.ROUTES,
     *tokens.ROUTES,
     *control.ROUTES,
     *operation.ROUTES,
