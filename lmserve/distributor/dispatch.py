@@ -10,7 +10,7 @@ from lmserve.distributor.errors import NodeUnavailable, SessionAway
 from lmserve.distributor.nodes import Node, Nodes
 from lmserve.distributor.policy import STRATEGIES, rendezvous
 from lmserve.distributor.wish import Wish, session_key
-from lmserve.errors import ModelNotFound
+from lmserve.errors import ModelNotFound, SessionExists
 
 MAX_SESSIONS = 100_000
 MAX_PREFIXES = 50_000
@@ -53,7 +53,9 @@ class Dispatch:
     def choose(self, wish: Wish, tried: Collection[Node] = ()) -> Node:
         """A living node, none of those tried. Raises what the client should be told."""
         if wish.session is not None:
-            return self._home(wish, wish.session, tried)
+            node = self._home(wish, wish.session, tried)
+            self._check_fork(wish, node)
+            return node
         nodes = self._able(wish, tried)
         node = self._warm(wish, nodes) or self._strategy(nodes)
         for prefix in wish.prefixes:
@@ -69,11 +71,10 @@ class Dispatch:
         `told_id`: the node opened one."""
         if status >= 400:
             return
-        if wish.session is None:
-            if wish.opens_for is not None and told_id:
-                self._sessions.put(session_key(wish.opens_for, told_id), node.url)
-        else:
+        if wish.session is not None:
             self._sessions.put(wish.session, node.url)
+        if wish.opens_for is not None and told_id:
+            self._sessions.put(session_key(wish.opens_for, told_id), node.url)
 
     def ended(self, wish: Wish) -> None:
         """The whole answer came: so the session, where this was its last, is over."""
@@ -92,6 +93,14 @@ class Dispatch:
         if node is None or not node.alive or node in tried:
             raise session_away(wish.session_id, url)
         return node
+
+    def _check_fork(self, wish: Wish, node: Node) -> None:
+        """Its node cannot know of the sessions of others, and would hide one. Raises
+        SessionExists."""
+        url = None if wish.forks_to is None else self._sessions.get(wish.forks_to)
+        if url not in (None, node.url):
+            id = wish.forks_to_id[:64]
+            raise SessionExists(f"there is a session {id} already: choose another id")
 
     def _warm(self, wish: Wish, nodes: Sequence[Node]) -> Node | None:
         """The node that saw the same beginning lately, unless others have far less to do."""
@@ -134,7 +143,12 @@ class Dispatch:
         )
 
 
-def session_away(session_id: int, url: str) -> SessionAway:
+def session_away(session_id: int | str, url: str) -> SessionAway:
+    if isinstance(session_id, str):
+        return SessionAway(
+            f"session {session_id[:70]} is kept by {url}, which does not answer: wait until it is "
+            "back, or create another"
+        )
     return SessionAway(
         f"session {session_id} is kept by {url}, which does not answer: wait until it is back, or "
         f'end the session with {{"session_id": {session_id}, "prompt": "", '

@@ -85,7 +85,8 @@ class Proxy:
         with self._bodies.empty() as body:
             await self._bodies.read(request, body)
             model = request.query.get("model")
-            wish = wish_of(request.path, model, key_of(request), body.data)
+            key, method = key_of(request), request.method
+            wish = wish_of(request.path, model, key, body.data, method=method)
             try:
                 return await self._answer(request, wish, body)
             except SessionAway:

@@ -9,7 +9,7 @@ from aiohttp import ClientError, ClientResponse, web
 
 from lmserve.distributor.errors import NodeLost
 from lmserve.distributor.headers import to_client
-from lmserve.distributor.wish import INTERACTIVE
+from lmserve.distributor.wish import INTERACTIVE, SESSIONS
 from lmserve.protocol.encode import DONE
 from lmserve.protocol.errors import error_event
 from lmserve.protocol.interactive import InteractiveEncoder
@@ -100,4 +100,6 @@ class Answer:
             begun = self._last and not self._last.endswith(b"\n")
             return b"\n" * bool(begun) + InteractiveEncoder().failed(error) + b"\n"
         begun = self._last and not self._last.endswith(b"\n\n")
-        return b"\n\n" * bool(begun) + error_event(error) + DONE
+        named = self._request.path.startswith(f"{SESSIONS}/")
+        name = b"event: error\n" if named else b""
+        return b"\n\n" * bool(begun) + name + error_event(error) + DONE

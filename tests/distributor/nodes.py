@@ -62,6 +62,7 @@ class Distributor:
         self.session = session
         self.post = session.post
         self.get = session.get
+        self.delete = session.delete
 
     def node(self, url: str) -> Node:
         return self.app[NODES].get(url)

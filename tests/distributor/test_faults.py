@@ -109,6 +109,15 @@ async def test_an_event_cut_in_two_is_ended_first(make_bare: Any, make_proxy: An
     assert body.split(b"\n\n")[1].startswith(b'data: {"error":')
 
 
+async def test_a_session_s_stream_has_named_events(make_bare: Any, make_proxy: Any) -> None:
+    node = await make_bare(chunks(b"event: turn.delta\n" + EVENT))
+    proxy = await make_proxy(node.url)
+    async with proxy.post("/v1/sessions/1/turns", json={"input": "hi"}) as response:
+        body = await response.read()
+    assert body.split(b"\n\n")[1].startswith(b'event: error\ndata: {"error":')
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
 async def test_an_interactive_stream_has_its_own_words(make_bare: Any, make_proxy: Any) -> None:
     node = await make_bare(chunks(LINE))
     proxy = await make_proxy(node.url)

@@ -103,3 +103,111 @@ async def test_ending_one_that_lives_is_its_nodes_affair(two: Any) -> None:
     await turn(proxy, 1, "hi")
     assert (await end(proxy, 1))[1]["finish_reason"] == "stop"
     assert (await turn(proxy, 1, "hi"))[1]["history_tokens"] == 0
+
+
+# --- /v1/sessions ---------------------------------------------------------------------------
+
+
+async def say(proxy: Any, id: object, text: str) -> tuple[int, Any]:
+    body = {"input": text, "max_tokens": 4, "ignore_eos": True}
+    async with proxy.post(f"/v1/sessions/{id}/turns", json=body) as response:
+        return response.status, await response.json()
+
+
+async def opened(proxy: Any, path: str = "", **body: Any) -> str:
+    async with proxy.post(f"/v1/sessions{path}", json=body) as response:
+        session = await response.json()
+        assert response.status == 200, session
+        assert response.headers["X-Session-Id"] == session["id"]
+        return str(session["id"])
+
+
+async def num_kept(proxy: Any, id: object) -> int:
+    async with proxy.get(f"/v1/sessions/{id}") as response:
+        assert response.status == 200, await response.text()
+        return int((await response.json())["num_messages"])
+
+
+@pytest.mark.parametrize("named", [True, False])
+async def test_a_session_stays_with_its_node(two: Any, named: bool) -> None:
+    proxy, nodes = two
+    ids = [await opened(proxy, **({"id": f"s{n}"} if named else {})) for n in ONES]
+    for id in ids:
+        for _ in range(2):
+            status, told = await say(proxy, id, "hi")
+            assert status == 200, told
+        assert await num_kept(proxy, id) == 4
+    assert all(node.engine.submits for node in nodes), "both have some"
+
+
+async def test_named_sessions_are_found_by_a_restarted_distributor(
+    two: Any, make_proxy: Any
+) -> None:
+    proxy, nodes = two
+    for number in ONES:
+        await opened(proxy, id=f"s{number}")
+    again = await make_proxy(*(node.url for node in reversed(nodes)), health_interval_s=60.0)
+    for number in ONES:
+        assert await num_kept(again, f"s{number}") == 0
+
+
+async def test_forks_and_imports_are_found(two: Any) -> None:
+    proxy, _ = two
+    for number in ONES:
+        id = await opened(proxy, id=f"s{number}")
+        await say(proxy, id, "hi")
+        for forked in (await opened(proxy, f"/{id}/fork"), f"fork{number}"):
+            if forked.startswith("fork"):
+                await opened(proxy, f"/{id}/fork", id=forked)
+            assert await num_kept(proxy, forked) == 2
+        async with proxy.get(f"/v1/sessions/{id}/export") as response:
+            exported = await response.json()
+        for back in ({}, {"id": f"back{number}"}):
+            assert (
+                await num_kept(proxy, await opened(proxy, "/import", session=exported, **back)) == 2
+            )
+
+
+async def test_a_fork_hides_no_session_of_another_node(two: Any) -> None:
+    proxy, nodes = two
+    ids = [await opened(proxy, id=f"s{number}") for number in ONES]
+    for id in ids:
+        await say(proxy, id, "hi")
+    assert all(node.engine.submits for node in nodes), "both have some"
+    for id in ids:
+        async with proxy.post(f"/v1/sessions/{ids[0]}/fork", json={"id": id}) as response:
+            assert response.status == 409
+            assert (await response.json())["error"]["code"] == "session_exists"
+    assert [await num_kept(proxy, id) for id in ids] == [2] * len(ids)
+
+
+async def test_both_routes_meet_in_one_session(two: Any) -> None:
+    proxy, _ = two
+    for session_id in ONES:
+        await turn(proxy, session_id, "hi")
+        assert (await say(proxy, session_id, "and then?"))[0] == 200
+        assert (await turn(proxy, session_id, "more"))[1]["history_tokens"] > 0
+        assert await num_kept(proxy, session_id) == 6
+
+
+async def test_a_session_whose_node_died_is_away_and_unknown_ones_are_not_there(two: Any) -> None:
+    proxy, nodes = two
+    id = await opened(proxy, id="mine")
+    await say(proxy, id, "hi")
+    home = next(node for node in nodes if node.engine.submits)
+    assert (await say(proxy, "nobody", "hi"))[0] == 404
+    await home.stop()
+    status, told = await say(proxy, id, "and then?")
+    assert (status, told["error"]["code"]) == (503, "session_unavailable")
+    assert "session mine is kept by" in told["message"]
+
+
+async def test_a_deleted_session_is_untied(two: Any) -> None:
+    proxy, nodes = two
+    id = await opened(proxy, id="mine")
+    await say(proxy, id, "hi")
+    home = next(node for node in nodes if node.engine.submits)
+    async with proxy.delete(f"/v1/sessions/{id}") as response:
+        assert response.status == 200
+    await home.stop()
+    assert await opened(proxy, id="mine") == id

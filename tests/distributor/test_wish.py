@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmserve.distributor.wish import INTERACTIVE, Wish, session_key, wish_of
+from lmserve.distributor.wish import INTERACTIVE, SESSIONS, Wish, session_key, wish_of
 
 
 def wish(body: Any, path: str = "/v1/chat/completions", key: str = "") -> Wish:
@@ -64,6 +64,41 @@ def test_two_keys_may_use_the_same_id() -> None:
 def test_how_a_session_ends(fields: dict[str, Any], ends: bool, only: bool) -> None:
     found = wish({"session_id": 1} | fields, INTERACTIVE)
     assert (found.ends_session, found.only_ends) == (ends, only)
+
+
+def kept(path: str, body: Any = None, method: str = "POST") -> Wish:
+    return wish_of(SESSIONS + path, None, "k", orjson.dumps(body or {}), method=method)
+
+
+@pytest.mark.parametrize("path", ["", "/messages", "/turns", "/fork", "/cancel", "/export"])
+def test_a_session_s_routes_go_to_its_node(path: str) -> None:
+    found = kept(f"/sess_1{path}")
+    assert (found.session, found.session_id) == (session_key("k", "sess_1"), "sess_1")
+    assert found.opens_for == ("k" if path == "/fork" else None)
+    assert not found.ends_session
+
+
+def test_both_kinds_of_sessions_share_their_ids() -> None:
+    assert kept("/7/turns").session == wish({"session_id": 7}, INTERACTIVE, "k").session
+
+
+def test_new_sessions_go_by_their_id_or_get_one() -> None:
+    for path in ("", "/import"):
+        assert kept(path, {"id": "mine"}).session == session_key("k", "mine")
+        for absent in ({}, {"id": None}, {"id": ""}, {"id": 7}):
+            found = kept(path, absent)
+            assert (found.session, found.opens_for) == (None, "k")
+    assert kept("", method="GET") == Wish()  # a list: some node's
+    assert kept("/") == Wish()
+
+
+def test_deleting_ends_a_session() -> None:
+    assert kept("/mine", method="DELETE").ends_session
+    assert not kept("/mine", method="GET").ends_session
+
+
+def test_a_turn_may_name_a_model() -> None:
+    assert kept("/mine/turns", {"model": "m", "input": "hi"}).model == "m"
 
 
 def turns(*texts: str) -> dict[str, Any]:
