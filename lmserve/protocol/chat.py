@@ -38,7 +38,28 @@ class ChatMessage(Struct, kw_only=True):
     tool_call_id: Annotated[str | None, Meta(description="Given to the chat template.")] = None
 
 
-class ChatCompletionRequest(SamplingFields, kw_only=True):
+class ChatFields(SamplingFields, kw_only=True):
+    """What every answer to messages may be asked with."""
+
+    max_completion_tokens: Annotated[
+        int | None, Meta(description="Longest answer in tokens. Default: what fits the context.")
+    ] = None
+    max_tokens: Annotated[
+        int | None, Meta(description="Older name of `max_completion_tokens`, which wins.")
+    ] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, Meta(description="More variables for the chat template.")
+    ] = None
+
+    def sampling(self, owner: str) -> dict[str, Any]:
+        common = super().sampling(owner) | {"max_tokens": self.max_tokens}
+        if self.max_completion_tokens is not None:
+            common["max_tokens"] = self.max_completion_tokens
+            common["params"]["max_tokens"] = "max_completion_tokens"
+        return common
+
+
+class ChatCompletionRequest(ChatFields, kw_only=True):
     """A conversation to answer."""
 
     messages: Annotated[
@@ -51,15 +72,6 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     input_ids: Annotated[
         list[int] | None,
         Meta(description="The prompt in token ids, in place of `messages`, which are empty then."),
-    ] = None
-    max_completion_tokens: Annotated[
-        int | None, Meta(description="Longest answer in tokens. Default: what fits the context.")
-    ] = None
-    max_tokens: Annotated[
-        int | None, Meta(description="Older name of `max_completion_tokens`, which wins.")
-    ] = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, Meta(description="More variables for the chat template.")
     ] = None
     enable_thinking: Annotated[
         bool | None,
@@ -99,10 +111,7 @@ class ChatCompletionRequest(SamplingFields, kw_only=True):
     ] = None
 
     def to_generate(self, owner: str = "") -> GenerateRequest:
-        common = self.sampling(owner) | {"max_tokens": self.max_tokens}
-        if self.max_completion_tokens is not None:
-            common["max_tokens"] = self.max_completion_tokens
-            common["params"]["max_tokens"] = "max_completion_tokens"
+        common = self.sampling(owner)
         if self.input_ids is not None:
             if self.messages:
                 raise InvalidField(

@@ -10,8 +10,8 @@ import orjson
 from msgspec import Meta, Struct
 
 from lmserve.errors import InvalidField, LmserveError
-from lmserve.protocol.chat import ChatMessage, plain_message
-from lmserve.protocol.common import UNSERVED, SamplingFields, UsageInfo
+from lmserve.protocol.chat import ChatFields, ChatMessage, plain_message
+from lmserve.protocol.common import UNSERVED, UsageInfo
 from lmserve.protocol.errors import ErrorDetail, error_detail
 from lmserve.protocol.sessions import SessionMessage
 from lmserve.types import FinishReason, GenerateRequest
@@ -22,7 +22,7 @@ _FORMS = (
 )
 
 
-class TurnBody(SamplingFields, kw_only=True):
+class TurnBody(ChatFields, kw_only=True):
     """What is said, and where in the session's tree."""
 
     input: Annotated[
@@ -44,15 +44,6 @@ class TurnBody(SamplingFields, kw_only=True):
         str | None,
         Meta(description="The answer to make again, as a sibling of it; without `input`."),
     ] = None
-    max_completion_tokens: Annotated[
-        int | None, Meta(description="Longest answer in tokens. Default: what fits the context.")
-    ] = None
-    max_tokens: Annotated[
-        int | None, Meta(description="Older name of `max_completion_tokens`, which wins.")
-    ] = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, Meta(description="More variables for the chat template.")
-    ] = None
     session_id: Annotated[
         int | None, Meta(description="Not here: the path says it.", extra={UNSERVED: (-1,)})
     ] = None
@@ -71,11 +62,8 @@ class TurnBody(SamplingFields, kw_only=True):
             raise InvalidField("input is empty: say something", param="input")
 
     def to_generate(self, owner: str) -> GenerateRequest:
-        common = self.sampling(owner) | {"max_tokens": self.max_tokens}
+        common = self.sampling(owner)
         common["params"] |= {"messages": "input", "prompt": "input"}
-        if self.max_completion_tokens is not None:
-            common["max_tokens"] = self.max_completion_tokens
-            common["params"]["max_tokens"] = "max_completion_tokens"
         return GenerateRequest(
             messages=self._messages(),
             chat_template_kwargs=self.chat_template_kwargs or {},
