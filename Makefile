@@ -26,7 +26,7 @@ serve: $(SERVE_READY) ## Set up and serve the default model: make serve ARGS="--
 	$(BIN)/lmserve serve api_server $(ARGS)
 
 test: check ## Set up, check and test: make test ARGS="-k config"
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-slow: $(DEV_READY) ## Run the slow tests, and only those
 	$(BIN)/pytest -m "slow and not gpu" $(ARGS)

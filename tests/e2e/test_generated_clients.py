@@ -88,6 +88,7 @@ def test_the_pages_names_are_there(generate: Generate):
         run("rustfmt", "--edition", "2021", "--emit", "stdout", sources / "src" / "lib.rs")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("javac") is None, reason="no javac on the PATH")
 def test_the_java_client_has_no_fault_but_missing_libraries(generate: Generate, tmp_path: Path):
     sources = generate("java")
