@@ -59,9 +59,10 @@ def test_the_torch_index_is_used_for_torch_only(tree: Path):
 def test_make_test_checks_before_it_tests(tree: Path):
     steps = make(tree, "-n", "test", "ARGS=-x")
     order = ["'.[cpu,dev]'", "ruff check", "ruff format --check", "mypy", "lint-imports"]
-    order.append("pytest -x")
+    order.append("bin/pytest -n auto")
     places = [steps.index(step) for step in order]
     assert places == sorted(places)
+    assert steps.rstrip().endswith(" -x")
 
 
 def test_a_set_up_tree_is_not_set_up_again(tree: Path):
