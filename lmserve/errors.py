@@ -11,14 +11,21 @@
     │   ├── ModelNotFound       404  the model named is not served here
     │   ├── SessionNotFound     404  there is no such session, or it was forgotten
     │   │   └── MessageNotFound 404  the session has no such message
+    │   ├── AnswerNotFound      404  there is no such response
+    │   │   └── PreviousNotFound 404  there is no such response to follow
+    │   ├── StreamNotFound      404  there is no such stream, or it ended too long ago
+    │   ├── EventsGone          410  the stream no longer has the events asked for
     │   ├── Unauthorized        401  no key, or a wrong one
     │   ├── CrossSite           403  another web page makes its visitor's browser call
     │   ├── SessionBusy         409  the session is being answered, or was ended meanwhile
     │   ├── SessionExists       409  a session of this id exists
+    │   ├── AnswerConflict      409  the response is not in a state that allows this
+    │   ├── KeyReused           409  an idempotency key came with another request
     │   ├── SessionLost         410  the session was forgotten; told once, then it begins anew
     │   └── NotEnabled          400  the server was started without the flag for this
     ├── Overloaded              429  a limit is reached; `retry_after_s` says when to come back
     ├── NotServed               501  the server was started without what this route needs
+    ├── DeadlineExceeded        504  the answer could not begin, or did not, in its time
     ├── EngineUnavailable       503  the engine is loading, restarting or gone
     ├── StoreError              500  what should be kept could not be written or read
     ├── EngineError             500  the engine failed this request, and only this one
@@ -123,6 +130,49 @@ class MessageNotFound(SessionNotFound):
     code = "message_not_found"
 
 
+class AnswerNotFound(RequestError):
+    """This owner has no such response."""
+
+    status = 404
+    type = "not_found_error"
+    code = "response_not_found"
+
+
+class PreviousNotFound(AnswerNotFound):
+    """This owner has no such response, which another was to follow."""
+
+    code = "previous_response_not_found"
+
+
+class StreamNotFound(RequestError):
+    """This owner has no such stream, or it ended too long ago."""
+
+    status = 404
+    type = "not_found_error"
+    code = "stream_not_found"
+
+
+class EventsGone(RequestError):
+    """The stream no longer has the events that were asked for: read the answer whole."""
+
+    status = 410
+    code = "events_gone"
+
+
+class AnswerConflict(RequestError):
+    """The response is not in a state that allows this: still being made, or ended already."""
+
+    status = 409
+    code = "response_conflict"
+
+
+class KeyReused(RequestError):
+    """An idempotency key came with another request before."""
+
+    status = 409
+    code = "idempotency_key_reused"
+
+
 class Unauthorized(RequestError):
     """The call brings no API key, or one that is not known."""
 
@@ -184,12 +234,27 @@ class NotServed(LmserveError):
     code = "not_enabled"
 
 
+class DeadlineExceeded(LmserveError):
+    """The answer could not begin, or did not, in the time that its client gave it."""
+
+    status = 504
+    type = "timeout_error"
+    code = "deadline_exceeded"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1):
+        super().__init__(message, param=param)
+        self.retry_after_s = retry_after_s
+
+
 class EngineUnavailable(LmserveError):
     """The engine is loading, restarting or stopped, or did not answer in time."""
 
     status = 503
     code = "engine_unavailable"
-    retry_after_s = 1
+
+    def __init__(self, message: str, *, retry_after_s: int = 1):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(LmserveError):

@@ -36,6 +36,10 @@ def unpack_ids(data: bytes) -> list[int]:
 
 # --- server to engine ---------------------------------------------------------------------
 
+# The priority of a draft: it runs while nobody else is behind or waits, and takes nothing from
+# anybody. Where there is no room for it even so, it ends with `abort`.
+LOWEST = 1000
+
 
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     """Run this prompt. `rid` is unique for the life of the server process."""
@@ -46,6 +50,14 @@ class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     priority: int = 0  # lower runs first
 
 
+class Update(msgspec.Struct, tag="update", array_like=True, frozen=True):
+    """Go on with these settings from the next step on; unknown ids are ignored. Not answered:
+    where the answer is as long as it may be now, it ends with `length`."""
+
+    rid: int
+    sampling: SamplingParams
+
+
 class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
     """Forget these requests, whatever their state; unknown ids are ignored. Not answered."""
 
@@ -53,13 +65,15 @@ class Abort(msgspec.Struct, tag="abort", array_like=True, frozen=True):
 
 
 class Control(msgspec.Struct, tag="control", array_like=True, frozen=True):
-    """Anything rare: `ping`, `stats`, `check` (pool integrity), `clear_cache`, `shutdown`."""
+    """Anything rare: `ping`, `stats`, `check` (pool integrity), `clear_cache`, `shutdown`, and
+    of the KV of token ids (as bytes): `pin`, `unpin`, `save`, `restore`."""
 
     id: int
     verb: str
+    args: dict[str, Any] = {}
 
 
-ToEngine = Submit | Abort | Control
+ToEngine = Submit | Update | Abort | Control
 
 # --- engine to server ---------------------------------------------------------------------
 
@@ -107,7 +121,8 @@ class LoadFailed(msgspec.Struct, tag="load_failed", array_like=True, frozen=True
 
 
 class SequenceOutput(msgspec.Struct, array_like=True):
-    """What one step gave one request. After one with `finish` set, none follows."""
+    """What one step gave one request: perhaps no token yet, where it is the first to run some of
+    it. After one with `finish` set, none follows."""
 
     rid: int
     token_ids: bytes  # new tokens, int32; the end token is included

@@ -184,6 +184,40 @@ class SessionSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamSettings:
+    stream_grace_s: float = setting(
+        60.0, "an answer that can be resumed goes on this long without a reader", least=0
+    )
+    stream_keep_s: float = setting(
+        300.0, "the events of an ended stream are kept in memory this long", least=0
+    )
+    max_stream_bytes: int = setting(
+        4 * 2**20, "events kept of one stream; the oldest make room", least=4096
+    )
+    max_streams_bytes: int = setting(
+        256 * 2**20, "events kept of all streams; those ended longest ago make room", least=4096
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class WarmSettings:
+    pin_s: float = setting(
+        600.0, "the KV of a conversation is kept from eviction this long after a turn", least=0
+    )
+    pin_share: float = setting(
+        0.5, "share of the KV cache that conversations may keep so", least=0, most=1
+    )
+    spill: bool = setting(True, "write the KV of idle conversations to disk, and read it again")
+    spill_after_s: float = setting(
+        15.0, "a conversation without a turn for this long is idle", least=0
+    )
+    spill_max_bytes: int = setting(
+        8 * 2**30, "KV on disk in all; that unused longest makes room", least=0
+    )
+    drafts: bool = setting(True, "run what is being typed ahead of its being sent")
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level logged")
     max_log_len: int = setting(
@@ -196,4 +230,6 @@ class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
+    streams: StreamSettings = field(default_factory=StreamSettings)
+    warm: WarmSettings = field(default_factory=WarmSettings)
     log: LogSettings = field(default_factory=LogSettings)

@@ -47,6 +47,9 @@ class GenerateRequest:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     # `prompt`, `max_tokens` or `min_tokens` to the client's name of it, where it has another
     params: dict[str, str] = field(default_factory=dict)
+    continues: bool = False  # `token_ids` end in mid-answer; what comes before it is `history`
+    priority: int = 0  # lower runs first
+    deadline_s: float | None = None  # from its arrival: the answer is worth nothing after that
     # who asks ("" where no keys are set) and the client's handle to end the answer by
     owner: str = ""
     session_id: int | None = None

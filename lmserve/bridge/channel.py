@@ -9,7 +9,9 @@ too long or does not decode closes the channel: the two sides no longer agree on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar, cast
@@ -97,6 +99,12 @@ class EngineChannel:
         self._sock = sock
         self._reader = FrameReader()
         self._bodies: list[bytearray] = []  # frames read together with one asked for alone
+        self._woken, self._waker = socket.socketpair()
+        for end in (self._woken, self._waker):
+            end.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._woken, select.POLLIN)
 
     def receive_first(self, as_type: type[T]) -> T:
         """Waits for the first frame, which is no list of messages but one `as_type`."""
@@ -105,15 +113,33 @@ class EngineChannel:
         return _decode(msgspec.msgpack.Decoder(as_type), self._bodies.pop(0))
 
     def receive(self, *, block: bool) -> list[ToEngine]:
-        """All messages that have arrived; with `block`, waits until there are some.
+        """All messages that have arrived; with `block`, waits until there are some, or until
+        woken.
 
         Raises ServerGone when the other end is closed."""
         bodies, self._bodies = self._bodies, []
         if not bodies:
-            bodies = self._read(0 if block else socket.MSG_DONTWAIT)
-        while block and not bodies:  # the read brought a part of a frame
-            bodies = self._read(0)
+            bodies = self._wait() if block else self._read(socket.MSG_DONTWAIT)
         return [message for body in bodies for message in _decode(_to_engine, body)]
+
+    def wake(self) -> None:
+        """Ends the wait of `receive`, or the next one's. From any thread, at any time."""
+        with contextlib.suppress(OSError):  # full, and so awake already; or closed
+            self._waker.send(b"w")
+
+    def _wait(self) -> list[bytearray]:
+        while True:
+            self._poll.poll()
+            woken = self._was_woken()
+            bodies = self._read(socket.MSG_DONTWAIT)
+            if bodies or woken:  # neither: the read brought a part of a frame
+                return bodies
+
+    def _was_woken(self) -> bool:
+        try:
+            return bool(self._woken.recv(4096))
+        except BlockingIOError:
+            return False
 
     def _read(self, flags: int) -> list[bytearray]:
         try:
@@ -135,7 +161,8 @@ class EngineChannel:
             raise ServerGone from error
 
     def close(self) -> None:
-        self._sock.close()
+        for sock in (self._sock, self._woken, self._waker):
+            sock.close()
 
 
 class ServerChannel(asyncio.Protocol):

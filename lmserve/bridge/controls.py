@@ -16,13 +16,15 @@ class Controls:
         self._ids = ids
         self._replies: dict[int, asyncio.Future[ControlReply]] = {}
 
-    async def ask(self, channel: ServerChannel, verb: str, timeout_s: float) -> Any:
+    async def ask(
+        self, channel: ServerChannel, verb: str, timeout_s: float, args: dict[str, Any]
+    ) -> Any:
         """What the engine answers. Raises EngineUnavailable when it did not in time or ended,
         EngineError when it failed."""
         id = next(self._ids)
         reply: asyncio.Future[ControlReply] = asyncio.get_running_loop().create_future()
         self._replies[id] = reply
-        channel.send(Control(id, verb))
+        channel.send(Control(id, verb, args))
         try:
             answer = await asyncio.wait_for(reply, timeout_s)
         except TimeoutError:

@@ -8,16 +8,18 @@ In tests it plays scripts and can be made to hang or die:
 
 Without a script, and as `--engine mock`, it says words until max_tokens: one step a turn of the
 loop for all requests, as the real engine would, so that the front end alone can be measured.
+All run at once, unless `will_queue` says how many do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import itertools
 import os
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,17 +28,11 @@ import msgspec
 from lmserve.bridge import assets
 from lmserve.bridge.handle import ASLEEP, EngineHandle, Health, State
 from lmserve.bridge.mailbox import Mailbox
+from lmserve.bridge.scripts import Piece, Script, script_after, steps_of
 from lmserve.errors import EngineError, EngineUnavailable
-from lmserve.messages import EngineInfo, EngineStats, SequenceOutput, Submit, pack_ids
+from lmserve.messages import EngineInfo, EngineStats, SequenceOutput, Submit, Update, pack_ids
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
-
-Piece = str | list[int]  # what one step says: text, or token ids
-Script = Iterator[SequenceOutput]
-
-# A mock step says the same word to everybody; mailboxes only read it.
-_WORD_IDS = tuple(range(assets.FIRST_WORD_ID, assets.VOCAB_SIZE))
-_WORD_OUTPUTS = tuple(SequenceOutput(0, pack_ids([id]), queue_s=0.0) for id in _WORD_IDS)
 
 
 class FakeEngine(EngineHandle):
@@ -45,6 +41,7 @@ class FakeEngine(EngineHandle):
         self.info: EngineInfo | None = None
         self.stats = EngineStats()
         self.submits: list[Submit] = []  # with `record`, all that were asked for
+        self.updates: list[Update] = []
         self.aborts: list[int] = []  # rids
         self._record = record
         self._interval_s = 1 / settings.mock_tokens_s if settings.mock_tokens_s else 0.0
@@ -53,9 +50,13 @@ class FakeEngine(EngineHandle):
         self._state: State = "loading"
         self._state_changed = asyncio.Event()
         self._rids = itertools.count(1)
-        self._scripts: deque[list[SequenceOutput] | None] = deque()  # for requests to come
+        self._scripts: deque[list[SequenceOutput]] = deque()  # for requests to come
         self._mailboxes: dict[int, Mailbox] = {}  # open ones
         self._playing: dict[int, Script] = {}  # those of them that have more to say
+        self._given: dict[int, list[SequenceOutput] | None] = {}  # the scripts of open ones
+        self._begun: dict[int, int] = {}  # the step before their first, of open ones
+        self._queue: list[tuple[int, int, SamplingParams]] = []  # priority, rid; a heap
+        self._places: int | None = None
         self._next_step: asyncio.Handle | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
@@ -63,7 +64,7 @@ class FakeEngine(EngineHandle):
 
     def will_say(self, *pieces: Piece, finish: Literal["stop", "length"] = "stop") -> FakeEngine:
         """One step a piece; `stop` ends with the end token, in the last piece's step."""
-        steps = _steps(pieces) or [SequenceOutput(0, b"")]
+        steps = steps_of(pieces) or [SequenceOutput(0, b"")]
         if finish == "stop":
             steps[-1].token_ids += pack_ids([assets.EOS_ID])
             steps[-1].stop_token_id = assets.EOS_ID
@@ -74,12 +75,19 @@ class FakeEngine(EngineHandle):
     def will_fail(self, message: str, *pieces: Piece) -> FakeEngine:
         """Says the pieces, then fails, and fails alone."""
         failure = SequenceOutput(0, b"", finish="error", error=message)
-        self._scripts.append([*_steps(pieces), failure])
+        self._scripts.append([*steps_of(pieces), failure])
         return self
 
     def will_hang(self, *pieces: Piece) -> FakeEngine:
         """Says the pieces, then nothing more until aborted."""
-        self._scripts.append(_steps(pieces))
+        self._scripts.append(steps_of(pieces))
+        return self
+
+    def will_queue(self, places: int) -> FakeEngine:
+        """From now on so many run together; the others wait, as in the real engine."""
+        self._places = self._max_batch_size = places
+        if self.info is not None:
+            self.info = self._make_info()
         return self
 
     # --- what happens to the whole engine ---
@@ -127,11 +135,26 @@ class FakeEngine(EngineHandle):
             self.submits.append(Submit(rid, pack_ids(token_ids), sampling, priority))
         script = self._scripts.popleft() if self._scripts else None
         self._mailboxes[rid] = mailbox = Mailbox(rid)
-        self._playing[rid] = (
-            _endless(sampling.max_tokens) if script is None else _cut(script, sampling.max_tokens)
-        )
+        self._given[rid] = script
+        if self._places is None:
+            self._begin(rid, sampling)
+        else:
+            heapq.heappush(self._queue, (priority, rid, sampling))
         self._schedule()
         return mailbox
+
+    def update(self, mailbox: Mailbox, sampling: SamplingParams) -> None:
+        rid = mailbox.rid
+        if rid not in self._mailboxes:
+            return
+        if self._record:
+            self.updates.append(Update(rid, sampling))
+        if rid in self._begun:
+            num_steps = self.stats.steps - self._begun[rid]
+            self._playing[rid] = script_after(self._given[rid], sampling.max_tokens, num_steps)
+        else:
+            self._queue = [(p, r, sampling if r == rid else s) for p, r, s in self._queue]
+        self._schedule()
 
     def abort(self, mailbox: Mailbox) -> None:
         if self._mailboxes.pop(mailbox.rid, None) is None:
@@ -139,10 +162,15 @@ class FakeEngine(EngineHandle):
         if self._record:
             self.aborts.append(mailbox.rid)
         self._playing.pop(mailbox.rid, None)
-        self.stats.num_running = len(self._mailboxes)
+        self._forget(mailbox.rid)
+        if any(rid == mailbox.rid for _, rid, _ in self._queue):
+            self._queue = [entry for entry in self._queue if entry[1] != mailbox.rid]
+            heapq.heapify(self._queue)
+        self._count()
+        self._schedule()
         mailbox.end("abort")
 
-    async def control(self, verb: str, timeout_s: float = 5.0) -> Any:
+    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
         if self._state == "stuck":
             raise EngineUnavailable(f"the engine did not answer {verb!r}")
         if self._state != "ready":
@@ -154,6 +182,11 @@ class FakeEngine(EngineHandle):
                 return msgspec.structs.asdict(self.stats)
             case "check" | "clear_cache":
                 return None
+            case "pin" | "unpin" | "save" | "restore":
+                try:
+                    return _nothing_known(verb, **args)
+                except TypeError as error:
+                    raise EngineError(str(error)) from error
             case _:
                 raise EngineError(f"unknown control verb {verb!r}")
 
@@ -192,7 +225,8 @@ class FakeEngine(EngineHandle):
     # --- steps ---
 
     def _schedule(self) -> None:
-        if self._next_step is None and self._playing and self._state == "ready":
+        work = self._playing or (self._queue and self._has_place)
+        if self._next_step is None and work and self._state == "ready":
             loop = asyncio.get_running_loop()
             if self._interval_s:
                 self._next_step = loop.call_later(self._interval_s, self._step)
@@ -207,10 +241,14 @@ class FakeEngine(EngineHandle):
     def _step(self) -> None:
         self._next_step = None
         mailboxes, playing = self._mailboxes, self._playing
+        admitted = self._admit() if self._queue else ()
         self.stats.steps += 1
         self.stats.step_tokens = len(playing)
         if self.on_step is not None:
             self.on_step(self.stats)
+        for rid in admitted:
+            if rid in mailboxes:
+                mailboxes[rid].put(SequenceOutput(rid, b"", queue_s=0.0))
         for rid, script in list(playing.items()):
             if rid not in playing:  # another's listener aborted it in this very step
                 continue
@@ -218,22 +256,53 @@ class FakeEngine(EngineHandle):
             if output is None or output.finish is not None:  # it hangs, or ends
                 del playing[rid]
             if output is not None:
-                mailbox = mailboxes[rid] if output.finish is None else mailboxes.pop(rid)
+                mailbox = mailboxes[rid]
+                if output.finish is not None:
+                    del mailboxes[rid]
+                    self._forget(rid)
                 mailbox.put(output)
-        self.stats.num_running = len(mailboxes)
+        self._count()
         self._schedule()
+
+    @property
+    def _has_place(self) -> bool:
+        return self._places is None or len(self._begun) < self._places
+
+    def _admit(self) -> list[int]:
+        """Those who begin with this step, first come, first served among equals."""
+        admitted = []
+        while self._queue and self._has_place:
+            _, rid, sampling = heapq.heappop(self._queue)
+            self._begin(rid, sampling)
+            admitted.append(rid)
+        self._count()
+        return admitted
+
+    def _begin(self, rid: int, sampling: SamplingParams) -> None:
+        self._begun[rid] = self.stats.steps
+        self._playing[rid] = script_after(self._given[rid], sampling.max_tokens)
+
+    def _forget(self, rid: int) -> None:
+        self._given.pop(rid, None)
+        self._begun.pop(rid, None)
+
+    def _count(self) -> None:
+        self.stats.num_waiting = len(self._queue)
+        self.stats.num_running = len(self._mailboxes) - len(self._queue)
 
     def _take_all(self) -> Iterable[Mailbox]:
         self._unschedule()
         mailboxes, self._mailboxes = self._mailboxes, {}
-        self._playing.clear()
-        self.stats.num_running = 0
+        for open_ones in (self._playing, self._given, self._begun, self._queue):
+            open_ones.clear()
+        self._count()
         return mailboxes.values()
 
     def _unavailable(self) -> EngineUnavailable:
         asleep = self._state == "sleeping"
         return EngineUnavailable(
-            f"the engine is {ASLEEP}" if asleep else f"the engine is not ready ({self._state})"
+            f"the engine is {ASLEEP}" if asleep else f"the engine is not ready ({self._state})",
+            retry_after_s=self.health().retry_after_s,
         )
 
     def _set_state(self, state: State) -> None:
@@ -267,29 +336,16 @@ class FakeEngine(EngineHandle):
         )
 
 
-def _steps(pieces: Iterable[Piece]) -> list[SequenceOutput]:
-    """A text's token ids are its bytes."""
-    return [
-        SequenceOutput(
-            0, pack_ids(list(piece.encode()) if isinstance(piece, str) else piece), queue_s=0.0
-        )
-        for piece in pieces
-    ]
-
-
-def _endless(max_tokens: int) -> Script:
-    """Words, all requests' n-th step saying the same one, until max_tokens."""
-    yield from itertools.islice(itertools.cycle(_WORD_OUTPUTS), max_tokens - 1)
-    last = _WORD_OUTPUTS[(max_tokens - 1) % len(_WORD_OUTPUTS)]
-    yield SequenceOutput(0, last.token_ids, finish="length", queue_s=0.0)
-
-
-def _cut(script: list[SequenceOutput], max_tokens: int) -> Script:
-    """The script, cut with `length` where it says more than max_tokens."""
-    budget = 4 * max_tokens  # in bytes of packed ids
-    for output in script:
-        if len(output.token_ids) > budget:
-            yield SequenceOutput(0, output.token_ids[:budget], finish="length", queue_s=0.0)
-            return
-        budget -= len(output.token_ids)
-        yield output
+def _nothing_known(
+    verb: str, *, token_ids: bytes = b"", key: str = "", path: str = ""
+) -> dict[str, int]:
+    """What an engine without KV answers."""
+    match verb:
+        case "pin":
+            return {"num_tokens": 0, "num_blocks": 0, "pinned_blocks": 0}
+        case "unpin":
+            return {"pinned_blocks": 0}
+        case "save":
+            return {"num_tokens": 0, "num_bytes": 0}
+        case _:
+            return {"num_tokens": 0, "num_known": 0}

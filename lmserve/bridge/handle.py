@@ -1,4 +1,4 @@
-"""The gate to the engine: submit, abort, control, outputs.
+"""The gate to the engine: submit (and update), abort, control, outputs.
 
 Three implementations pass one conformance suite (`tests/bridge/test_conformance.py`): a child
 process (the default), a thread (debugging, embedded use) and a fake (tests, `--engine mock`).
@@ -19,6 +19,10 @@ State = Literal["loading", "ready", "stuck", "restarting", "sleeping", "failed",
 
 ASLEEP = "asleep: POST /wakeup"  # the reason while sleeping
 
+# An engine that loads tells no progress that could be measured; one that sleeps, failed or is
+# closed does not come by itself.
+_SOON_S, _LATE_S = 5, 60
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -29,6 +33,13 @@ class Health:
     @property
     def ok(self) -> bool:
         return self.state == "ready"
+
+    @property
+    def retry_after_s(self) -> int:
+        """When to ask again."""
+        if self.ok:
+            return 1
+        return _SOON_S if self.state in ("loading", "restarting", "stuck") else _LATE_S
 
 
 class EngineHandle(ABC):
@@ -59,13 +70,30 @@ class EngineHandle(ABC):
         """
 
     @abstractmethod
+    def update(self, mailbox: Mailbox, sampling: SamplingParams) -> None:
+        """The request goes on with these settings from the engine's next step on; one that has
+        ended, or ends meanwhile, is not changed. Where it is as long as it may be now, it ends
+        with `length`. Never blocks."""
+
+    @abstractmethod
     def abort(self, mailbox: Mailbox) -> None:
         """Ends the request now: its mailbox gets its terminal `abort` (unless it has ended
         already) and the engine forgets it before its next step. Synchronous, idempotent."""
 
     @abstractmethod
-    async def control(self, verb: str, timeout_s: float = 5.0) -> Any:
-        """One rare request to the engine's loop (`ping`, `stats`, `check`, `clear_cache`).
+    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
+        """One rare request to the engine's loop: `ping`, `stats`, `check`, `clear_cache`, and
+
+            pin      key, token_ids: keeps what is known of them from eviction, and no more what
+                     `key` kept before  -> num_tokens, num_blocks, pinned_blocks (of all keys)
+            unpin    key  -> pinned_blocks
+            save     token_ids, path: writes the KV that is known of them to a file
+                     -> num_tokens (0: nothing is known, no file is written), num_bytes
+            restore  token_ids, path: takes in what of the file is a beginning of them
+                     -> num_tokens (newly known), num_known
+
+        with token ids as `pack_ids` makes them. A save or restore that is no longer waited for
+        goes on.
 
         Raises EngineUnavailable when no answer came in time, EngineError when it failed.
         """

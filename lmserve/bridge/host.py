@@ -41,19 +41,29 @@ DEFAULT_CORE = "lmserve.engine.core:EngineCore"
 class Core(Protocol):
     """What the loop drives, always from one thread. `Core(settings)` does no work yet."""
 
+    #: Ends the loop's wait, from any thread: there are chores now. Set before `load`.
+    wake: Callable[[], None]
+
     def load(self, progress: Callable[[str], None]) -> EngineInfo:
         """Loads the model, naming each stage to `progress`. Raises SetupError with one line."""
 
     def handle(self, messages: list[ToEngine]) -> list[ControlReply]:
-        """Takes in submits, aborts and controls, in order. Every control gets one reply: an
-        unknown verb an error, `stats` the EngineStats as a dict; `ping` and `shutdown` never
-        come here. A submit that cannot be run gets its terminal output from the next step."""
+        """Takes in submits, updates, aborts and controls, in order. Every control gets one reply,
+        at once or from a chore: an unknown verb an error, `stats` the EngineStats as a dict;
+        `ping` and `shutdown` never come here. A submit that cannot be run gets its terminal
+        output from the next step."""
 
     def has_work(self) -> bool:
         """Whether `step` would do something, telling of a failed or aborted request included."""
 
     def step(self) -> StepOutput:
         """One step. What fails for one request is that request's terminal output."""
+
+    def has_chores(self) -> bool:
+        """Whether `do_chores` would do something now."""
+
+    def do_chores(self) -> list[ControlReply]:
+        """A bounded piece of what is done beside the steps; replies to controls that it ends."""
 
     def close(self) -> None:
         """Frees what `load` took. Called once, also after a failed step."""
@@ -91,6 +101,7 @@ def run(channel: EngineChannel, boot: Boot, *, freeze: bool) -> str | None:
     _share_the_cores()
     try:
         core = _make_core(boot)
+        core.wake = channel.wake
         info = core.load(lambda stage: channel.send([Loading(stage)]))
     except ServerGone:
         return None
@@ -143,14 +154,16 @@ def _serve(channel: EngineChannel, core: Core, info: EngineInfo) -> str | None:
 
 
 def _turn(channel: EngineChannel, core: Core) -> bool:
-    """Drains the intake and steps once; False when told to stop."""
+    """Drains the intake, does a chore and steps once; False when told to stop."""
     frame: list[ToServer] = []
-    messages = channel.receive(block=not core.has_work())
+    messages = channel.receive(block=not core.has_work() and not core.has_chores())
     if messages:
         for_core, stop = _answer_own(messages, frame)
         if stop:
             return False
         frame += core.handle(for_core)
+    if core.has_chores():
+        frame += core.do_chores()
     if core.has_work():
         frame.append(core.step())
     if frame:

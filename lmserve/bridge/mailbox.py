@@ -39,6 +39,7 @@ class Mailbox:
         "_waiter",
         "finished",
         "listener",
+        "on_begun",
         "rid",
     )
 
@@ -53,6 +54,8 @@ class Mailbox:
         self._waiter: asyncio.Future[None] | None = None
         #: Called after each `put`; takes what there is with `take`, and must not raise.
         self.listener: Callable[[], None] | None = None
+        #: Called once, when the engine begins with it (True) or it ends before that.
+        self.on_begun: Callable[[bool], None] | None = None
 
     def put(self, output: SequenceOutput) -> None:
         """Adds a step's output. After a terminal one, whatever comes is dropped."""
@@ -66,6 +69,9 @@ class Mailbox:
         if output.finish is not None:
             self.finished = True
             self._terminal = output
+        if self.on_begun is not None and (output.queue_s is not None or self.finished):
+            on_begun, self.on_begun = self.on_begun, None
+            on_begun(output.queue_s is not None)
         if self.listener is not None:
             self.listener()
             return
@@ -77,6 +83,11 @@ class Mailbox:
     def waiting(self) -> bool:
         """Whether something was put that nobody took."""
         return bool(self._chunks)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a token is among that."""
+        return any(self._chunks)
 
     def end(self, finish: str, error: str | None = None, *, died: bool = False) -> None:
         """Puts the terminal delivery, unless there is one already."""

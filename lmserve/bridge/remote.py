@@ -37,6 +37,7 @@ from lmserve.messages import (
     StepOutput,
     Submit,
     ToServer,
+    Update,
     pack_ids,
 )
 from lmserve.sampling import SamplingParams
@@ -110,6 +111,10 @@ class RemoteEngine(EngineHandle):
         self._mailboxes[mailbox.rid] = mailbox
         return mailbox
 
+    def update(self, mailbox: Mailbox, sampling: SamplingParams) -> None:
+        if mailbox.rid in self._mailboxes and self._channel is not None:
+            self._channel.send(Update(mailbox.rid, sampling))
+
     def abort(self, mailbox: Mailbox) -> None:
         if self._mailboxes.pop(mailbox.rid, None) is None:
             return
@@ -117,10 +122,10 @@ class RemoteEngine(EngineHandle):
         if self._channel is not None:
             self._channel.send(Abort([mailbox.rid]))
 
-    async def control(self, verb: str, timeout_s: float = 5.0) -> Any:
+    async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
         if self._channel is None or self._state not in ("ready", "stuck"):
             raise self._unavailable()
-        return await self._controls.ask(self._channel, verb, timeout_s)
+        return await self._controls.ask(self._channel, verb, timeout_s, args)
 
     async def sleep(self) -> None:
         if self._state == "closed":
@@ -265,10 +270,11 @@ class RemoteEngine(EngineHandle):
         self._state_changed.set()
 
     def _unavailable(self) -> EngineUnavailable:
-        if self._state == "sleeping":
-            return EngineUnavailable(f"the engine is {ASLEEP}")
         health = self.health()
-        return EngineUnavailable(f"the engine is not ready ({health.state}): {health.reason}")
+        message = f"the engine is not ready ({health.state}): {health.reason}"
+        if self._state == "sleeping":
+            message = f"the engine is {ASLEEP}"
+        return EngineUnavailable(message, retry_after_s=health.retry_after_s)
 
     # --- what the engine says ---
 

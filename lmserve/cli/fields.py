@@ -13,12 +13,21 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lmserve.settings import EngineSettings, LogSettings, ServerSettings, SessionSettings
+from lmserve.settings import (
+    EngineSettings,
+    LogSettings,
+    ServerSettings,
+    SessionSettings,
+    StreamSettings,
+    WarmSettings,
+)
 
 SECTIONS: dict[str, type] = {
     "server": ServerSettings,
     "engine": EngineSettings,
     "sessions": SessionSettings,
+    "streams": StreamSettings,
+    "warm": WarmSettings,
     "log": LogSettings,
 }
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import msgspec
 
 from lmserve.engine.cache.manager import CacheManager
+from lmserve.engine.cache.pins import Pins
+from lmserve.engine.kv_store import KVStore, PagedKV
 from lmserve.engine.plan import Row, StepPlan, StepResult
 from lmserve.engine.scheduler import Scheduler
 from lmserve.engine.sequence import Sequence
@@ -30,6 +32,7 @@ from lmserve.messages import (
     StepOutput,
     Submit,
     ToEngine,
+    Update,
     pack_ids,
     unpack_ids,
 )
@@ -39,7 +42,7 @@ from lmserve.weights.base import TokenizerAssets
 logger = logging.getLogger(__name__)
 
 
-class StepRunner(Protocol):
+class StepRunner(PagedKV, Protocol):
     """A loaded model with its KV cache. `run` computes a plan; all else is what it learned."""
 
     model_path: str
@@ -47,7 +50,6 @@ class StepRunner(Protocol):
     num_parameters: int
     vocab_size: int
     max_model_len: int
-    block_size: int
     num_blocks: int
     kv_cache_bytes: int
     dtype: str
@@ -64,8 +66,9 @@ class EngineCore:
 
     def __init__(self, settings: EngineSettings, runner: StepRunner | None = None):
         self.settings = settings
+        self.wake: Callable[[], None] = _no_one_waits  # set by the host
         self._runner = runner
-        self._refused: list[SequenceOutput] = []  # told by the next step
+        self._ended: list[SequenceOutput] = []  # beside any step; told by the next
 
     def load(self, progress: Callable[[str], None]) -> EngineInfo:
         """Loads the model. Raises SetupError with one line for the user."""
@@ -88,15 +91,29 @@ class EngineCore:
             max_step_tokens=self.settings.max_step_tokens,
         )
         self.stats = StatsKeeper(self.scheduler)
+        self.pins = Pins(self.cache.pool, self.cache.tree)
+        self.kv = KVStore(
+            runner, self.cache, num_spare=lambda: len(self.scheduler.running), wake=self.wake
+        )
         return self._info(runner, assets)
 
     def close(self) -> None:
+        if self._runner is not None:
+            self.kv.close()
         self._runner = None
+
+    # --- beside the steps -----------------------------------------------------------------
+
+    def has_chores(self) -> bool:
+        return self.kv.has_chores()
+
+    def do_chores(self) -> list[ControlReply]:
+        return self.kv.do_chores()
 
     # --- one step -------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._refused)
+        return self.scheduler.has_work or bool(self._ended)
 
     def step(self) -> StepOutput:
         plan = self.scheduler.schedule(perf_counter())
@@ -132,8 +149,10 @@ class EngineCore:
         return result
 
     def _commit(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
-        outputs, self._refused = self._refused, []
+        outputs, self._ended = self._ended, []
         self.cache.end_step()
+        for seq in self.scheduler.take_dropped():
+            outputs.append(SequenceOutput(seq.rid, b"", finish="abort"))
         for row in plan.rows:
             output = self._advance(self.scheduler.running[row.rid], row, result)
             if output is not None:
@@ -151,12 +170,12 @@ class EngineCore:
             return _told(seq, SequenceOutput(seq.rid, b"", finish="error", error=error))
         self.cache.commit(seq, len(row.token_ids))
         if row.sampling is None or token is None:
-            return None
+            return None if seq.reported else _told(seq, SequenceOutput(seq.rid, b""))
         seq.tokens.append(token)
         output = _told(seq, SequenceOutput(seq.rid, pack_ids((token,))))
         if token in seq.stop_ids and len(seq.tokens) > seq.min_len:
             output.finish, output.stop_token_id = "stop", token
-        elif len(seq.tokens) >= seq.max_len:
+        elif seq.is_full:
             output.finish = "length"
         if output.finish is not None:
             self.scheduler.finish(seq)
@@ -169,10 +188,12 @@ class EngineCore:
         for message in messages:
             if isinstance(message, Submit):
                 self._submit(message)
+            elif isinstance(message, Update):
+                self._update(message)
             elif isinstance(message, Abort):
                 self._abort(message.rids)
             else:
-                replies.append(self._control(message))
+                replies += self._control(message)
         return replies
 
     def _submit(self, submit: Submit) -> None:
@@ -190,7 +211,7 @@ class EngineCore:
             )
         except Exception as error:
             text = error.message if isinstance(error, RequestError) else _one_line(error)
-            self._refused.append(SequenceOutput(submit.rid, b"", finish="error", error=text))
+            self._ended.append(SequenceOutput(submit.rid, b"", finish="error", error=text))
         else:
             self.scheduler.add(seq)
 
@@ -214,23 +235,45 @@ class EngineCore:
         if sampling.max_tokens < 1:
             raise InvalidField(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
 
+    def _update(self, update: Update) -> None:
+        seq = self.scheduler.get(update.rid)
+        if seq is None:
+            return
+        seq.use(update.sampling)
+        if seq.is_full:
+            self.scheduler.finish(seq)
+            self._ended.append(_told(seq, SequenceOutput(seq.rid, b"", finish="length")))
+
     def _abort(self, rids: list[int]) -> None:
         for rid in rids:
             seq = self.scheduler.get(rid)
             if seq is not None:
                 self.scheduler.finish(seq)
-        if self._refused:
+        if self._ended:
             gone = set(rids)
-            self._refused = [output for output in self._refused if output.rid not in gone]
+            self._ended = [output for output in self._ended if output.rid not in gone]
 
-    def _control(self, control: Control) -> ControlReply:
+    def _control(self, control: Control) -> list[ControlReply]:
         try:
-            return ControlReply(control.id, self._answer(control.verb))
+            answer = self._answer(control)
         except Exception as error:
-            return ControlReply(control.id, error=_one_line(error))
+            return [ControlReply(control.id, error=_one_line(error))]
+        return [] if answer is None else [ControlReply(control.id, answer)]
 
-    def _answer(self, verb: str) -> dict[str, Any]:
-        match verb:
+    def _answer(self, control: Control) -> dict[str, Any] | None:
+        """None where a chore will reply."""
+        args = control.args
+        match control.verb:
+            case "pin":
+                return self.pins.pin(args["key"], unpack_ids(args["token_ids"]))
+            case "unpin":
+                return self.pins.unpin(args["key"])
+            case "save":
+                self.kv.save(control.id, **args)
+                return None
+            case "restore":
+                self.kv.restore(control.id, **args)
+                return None
             case "check":
                 self.cache.check()
                 return self.cache.counts()._asdict()
@@ -238,7 +281,7 @@ class EngineCore:
                 return {"blocks_freed": self.cache.clear()}
             case "stats":
                 return msgspec.structs.asdict(self.stats.snapshot())
-            case _:
+            case verb:
                 raise ValueError(f"the engine knows no verb {verb!r}")
 
     def _info(self, runner: StepRunner, assets: TokenizerAssets) -> EngineInfo:
@@ -268,8 +311,12 @@ class EngineCore:
         )
 
 
+def _no_one_waits() -> None:
+    pass
+
+
 def _told(seq: Sequence, output: SequenceOutput) -> SequenceOutput:
-    """A request's first output tells how it came to run."""
+    """A request's first output, perhaps without a token, tells how it came to run."""
     if not seq.reported:
         seq.reported = True
         output.num_cached_tokens = seq.num_cached or 0

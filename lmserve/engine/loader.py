@@ -27,6 +27,7 @@ from lmserve.models.registry import build
 from lmserve.settings import EngineSettings
 from lmserve.weights.checkpoint import open_checkpoint
 from lmserve.weights.files import cache_dir
+from lmserve.weights.identity import WeightFiles
 from lmserve.weights.tokenizer import sampling_defaults
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def load_runner(settings: EngineSettings, progress: Progress) -> Runner:
         default = min(torch.get_num_threads(), available_cores())  # OpenMP's own variables count
         torch.set_num_threads(settings.threads or default)
     progress("reading the model")
+    files = WeightFiles(path)  # before they are read
     checkpoint = open_checkpoint(path, cache_dir(settings.cache_dir))
     progress("loading the weights")
     model = build(checkpoint, str(path), numerics)
@@ -63,6 +65,7 @@ def load_runner(settings: EngineSettings, progress: Progress) -> Runner:
         numerics,
         model_path=str(path),
         assets=replace(assets, generation_defaults=defaults),
+        files=files,
     )
     progress("warming up")
     runner.warm_up()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 
+import lmserve
 from lmserve.attention.base import AttentionBackend
 from lmserve.engine.cache.layout import CacheLayout
 from lmserve.engine.cache.tensors import KVCache
 from lmserve.engine.inputs import build_inputs
 from lmserve.engine.plan import Row, StepPlan, StepResult
 from lmserve.engine.sampler import sample
+from lmserve.errors import ModelError
 from lmserve.models.base import Model
 from lmserve.models.linear import Numerics
 from lmserve.sampling import SamplingParams
 from lmserve.weights.base import TokenizerAssets
+from lmserve.weights.identity import WeightFiles
 
 NOT_FINITE = "the model's output is not finite"
 
@@ -30,6 +37,7 @@ class Runner:
         *,
         model_path: str = "",
         assets: TokenizerAssets | None = None,
+        files: WeightFiles | None = None,
     ):
         info = model.info
         self.model_path = model_path
@@ -49,6 +57,8 @@ class Runner:
         self._backend = attention
         self._numerics = numerics
         self._cache = KVCache(attention.shape, layout.num_blocks, numerics.dtype, numerics.device)
+        self._files = files
+        self.kv_token_bytes = self._cache.token_bytes
         attention.bind(self._cache.layers)
         model.bind(attention, layout.max_model_len)
 
@@ -74,6 +84,30 @@ class Runner:
             inputs.token_ids, inputs.positions, metadata, inputs.sample
         )
         return None if logits is None else logits.float(), finite
+
+    @torch.inference_mode()
+    def read_kv(self, blocks: Sequence[int], num_tokens: int) -> memoryview:
+        """The KV of the first tokens of these blocks, whatever the block size."""
+        return self._cache.read(blocks, num_tokens)
+
+    @torch.inference_mode()
+    def write_kv(self, blocks: Sequence[int], num_tokens: int, data: bytearray) -> None:
+        """The inverse, into whole blocks."""
+        self._cache.write(blocks, num_tokens, data)
+
+    def kv_fingerprint(self) -> str:
+        """Stands for all that decides what a token's KV is: the weights and how they are run.
+        Reads the model's files, so not for the thread that steps. Raises ModelError."""
+        if self._files is None:
+            raise ModelError("this model was not loaded from files: its KV stays in memory")
+        decides = (
+            *(lmserve.__version__, torch.__version__, torch.backends.cpu.get_cpu_capability()),
+            *(self.architecture, self.weights, self.dtype, self._numerics.device.type),
+            *(self.attention, self._numerics.deterministic, self._numerics.packed),
+            repr(replace(self._backend.shape, block_size=1)),
+            self._files.digest(),
+        )
+        return hashlib.blake2b(repr(decides).encode(), digest_size=16).hexdigest()
 
     def warm_up(self) -> None:
         """A prefill and a decode in the first block: libraries load, kernels are made."""

@@ -4,7 +4,8 @@ There are no phases. A sequence is some tokens behind; the step's budget is shar
 those that are one behind (decodes: each gets its token in every step), then in the policy's
 order to those further behind and to the waiting queue. When a block is missing, the sequence
 that is last in that order loses its own and waits again; what it computed stays in the prefix
-tree, so that coming back is a match.
+tree, so that coming back is a match. Drafts get what is left where nobody else is behind or
+waits; to one who waits they lose blocks and places at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from lmserve.engine.cache.manager import CacheManager
 from lmserve.engine.plan import Row, StepPlan
 from lmserve.engine.policy import Order, WaitingQueue, priority_then_arrival
 from lmserve.engine.sequence import Sequence, State
+
+DRAFT_SHARE = 8  # beside others' decodes, drafts take one part in so many of a step at most
 
 
 class Scheduler:
@@ -33,6 +36,7 @@ class Scheduler:
         self.running: dict[int, Sequence] = {}  # by rid, in the order of admission
         self.num_preemptions = 0
         self._num_arrivals = 0
+        self._dropped: list[Sequence] = []
         self._rows: dict[int, Row] = {}  # of the plan being made
         self._budget = 0
 
@@ -70,37 +74,49 @@ class Scheduler:
         """The plan of the step that starts now."""
         self._rows = {}
         self._budget = self.max_step_tokens
+        others_wait = len(self.waiting) > 0 and not self.waiting.peek().is_draft
+        if others_wait:
+            self._put_drafts_off()
         num_preemptions = self.num_preemptions
         self._plan_decodes()
         # After a preemption there is no block to give away.
         admitting = num_preemptions == self.num_preemptions
-        behind = [seq for seq in self.running.values() if seq.num_behind > 1]
+        behind = [s for s in self.running.values() if s.num_behind > 1 and not s.is_draft]
         for seq in sorted(behind, key=self.order):
             admitting = admitting and self._admit_waiting(now_s, before=seq)
             if self._budget:
                 self._add_row(seq, min(seq.num_behind, self._budget))
         if admitting:
             self._admit_waiting(now_s)
+            if not behind and not others_wait:
+                self._plan_drafts(now_s)
         cache = self.cache
         return StepPlan(list(self._rows.values()), cache.take_copies(), cache.take_scrubs())
 
     def _plan_decodes(self) -> None:
         for seq in list(self.running.values()):
-            if seq.num_behind == 1 and seq.state is State.RUNNING and self._has_blocks(seq):
+            if seq.num_behind != 1 or seq.is_draft or seq.state is not State.RUNNING:
+                continue
+            if self._has_blocks(seq):
                 self._add_row(seq, 1)
 
-    def _admit_waiting(self, now_s: float, *, before: Sequence | None = None) -> bool:
+    def _admit_waiting(
+        self, now_s: float, *, before: Sequence | None = None, drafts: bool = False
+    ) -> bool:
         """Admits who waits, in order, and at most those that come before another. Says False
         when there is no block for the next."""
         running, waiting = self.running, self.waiting
         while waiting and self._budget and len(running) < self.max_running:
             seq = waiting.peek()
+            if seq.is_draft and not drafts:
+                return True
             if before is not None and self.order(before) < self.order(seq):
                 return True
             # Each running sequence may need a block soon: a newcomer must not be preempted
             # again by the next of them.
-            if not self.cache.admit(seq, spare=len(running), alone=not running):
-                assert running, f"sequence {seq.rid} does not fit an empty pool"
+            alone = not running and not seq.is_draft  # a draft breaks no pin
+            if not self.cache.admit(seq, spare=len(running), alone=alone):
+                assert running or drafts, f"sequence {seq.rid} does not fit an empty pool"
                 return False
             waiting.pop()
             seq.to(State.RUNNING)
@@ -115,12 +131,42 @@ class Scheduler:
         cache = self.cache
         if seq.num_computed < len(seq.blocks) * cache.block_size:
             return True
-        while not cache.grow(seq, len(seq.tokens), alone=len(self.running) == 1):
+
+        def alone() -> bool:
+            return len(self.running) == 1 and not seq.is_draft
+
+        while not cache.grow(seq, len(seq.tokens), alone=alone()):
             last = max(self.running.values(), key=self.order)
             self._preempt(last)
             if last is seq:
                 return False
         return True
+
+    # --- drafts ---------------------------------------------------------------------------
+
+    def _put_drafts_off(self) -> None:
+        for seq in [seq for seq in self.running.values() if seq.is_draft]:
+            self._preempt(seq)
+
+    def _plan_drafts(self, now_s: float) -> None:
+        """What is left of the step, in order."""
+        num_preemptions = self.num_preemptions
+        if self._rows:
+            self._budget = min(self._budget, max(1, self.max_step_tokens // DRAFT_SHARE))
+        for seq in sorted((s for s in self.running.values() if s.is_draft), key=self.order):
+            if self._budget and seq.state is State.RUNNING and self._has_blocks(seq):
+                self._add_row(seq, min(seq.num_behind, self._budget))
+        if num_preemptions != self.num_preemptions:
+            return
+        if not self._admit_waiting(now_s, drafts=True) and not self.running:
+            seq = self.waiting.pop()  # what it needs is pinned
+            seq.to(State.FINISHED)
+            self._dropped.append(seq)
+
+    def take_dropped(self) -> list[Sequence]:
+        """Drafts that this step's plan ended, for want of room."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
 
     def _preempt(self, seq: Sequence) -> None:
         row = self._rows.pop(seq.rid, None)

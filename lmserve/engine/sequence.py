@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from lmserve.messages import LOWEST
+
 if TYPE_CHECKING:
     from lmserve.engine.cache.prefix import Node
     from lmserve.sampling import SamplingParams
@@ -29,9 +31,10 @@ class Sequence:
     """Owned by the scheduler. The cache manager alone changes `blocks` and what follows it."""
 
     __slots__ = (
-        "arrival", "banned_ids", "blocks", "max_len", "min_len", "namespace", "node", "num_cached",
-        "num_computed", "num_prompt_tokens", "num_shared", "priority", "queue_s", "reported",
-        "rid", "sampling", "state", "stop_ids", "submitted_s", "tokens",
+        "arrival", "banned_ids", "blocks", "eos_ids", "max_len", "max_model_len", "min_len",
+        "namespace", "node", "num_cached", "num_computed", "num_prompt_tokens", "num_shared",
+        "priority", "queue_s", "reported", "rid", "sampling", "state", "stop_ids", "submitted_s",
+        "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -49,18 +52,15 @@ class Sequence:
         self.rid = rid
         self.tokens = prompt  # all tokens, prompt first; grows in place, rows refer to it
         self.num_prompt_tokens = len(prompt)
-        self.sampling = sampling
+        self.eos_ids = eos_ids
+        self.max_model_len = max_model_len
         self.priority = priority  # lower runs first
         self.namespace = namespace  # seeds the prefix tree: an adapter, a tenant
         self.arrival = 0  # set by the scheduler
         self.submitted_s = submitted_s  # on the clock that `schedule` is told
         self.queue_s: float | None = None  # from there to the first admission
         self.state = State.WAITING
-        self.max_len = min(len(prompt) + sampling.max_tokens, max_model_len)
-        self.min_len = len(prompt) + sampling.min_tokens
-        stop_ids = frozenset(sampling.stop_token_ids)
-        self.banned_ids = tuple(sorted(stop_ids | eos_ids))  # while shorter than min_len
-        self.stop_ids = stop_ids if sampling.ignore_eos else stop_ids | eos_ids
+        self.use(sampling)
         self.num_cached: int | None = None  # prompt tokens found when first run
         self.reported = False  # an output told num_cached and queue_s
 
@@ -69,10 +69,29 @@ class Sequence:
         self.num_shared = 0  # leading blocks that the tree knows the tokens of
         self.node: Node | None = None  # the tree's node of the last of those
 
+    def use(self, sampling: SamplingParams) -> None:
+        """Goes on with these settings."""
+        self.sampling = sampling
+        self.max_len = min(self.num_prompt_tokens + sampling.max_tokens, self.max_model_len)
+        self.min_len = self.num_prompt_tokens + sampling.min_tokens
+        stop_ids = frozenset(sampling.stop_token_ids)
+        self.banned_ids = tuple(sorted(stop_ids | self.eos_ids))  # while shorter than min_len
+        self.stop_ids = stop_ids if sampling.ignore_eos else stop_ids | self.eos_ids
+
     def to(self, state: State) -> None:
         """Changes the state; the table above says which changes there are."""
         assert state in ALLOWED[self.state], f"sequence {self.rid}: {self.state} to {state}"
         self.state = state
+
+    @property
+    def is_draft(self) -> bool:
+        """Everybody else comes first, whatever that costs it."""
+        return self.priority >= LOWEST
+
+    @property
+    def is_full(self) -> bool:
+        """As long as it may be."""
+        return len(self.tokens) >= self.max_len
 
     @property
     def num_behind(self) -> int:

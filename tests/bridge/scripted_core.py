@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,6 +21,7 @@ from lmserve.messages import (
     StepOutput,
     Submit,
     ToEngine,
+    Update,
     pack_ids,
     unpack_ids,
 )
@@ -46,7 +49,11 @@ class ScriptedCore:
     def __init__(self, settings: EngineSettings):
         self._settings = settings
         self._live: dict[int, tuple[Submit, int]] = {}
+        self._ended: list[SequenceOutput] = []
         self._stats = EngineStats()
+        self.wake = lambda: None
+        self._saves: list[threading.Thread] = []
+        self._saved: queue.SimpleQueue[ControlReply] = queue.SimpleQueue()
 
     def load(self, progress: Callable[[str], None]) -> EngineInfo:
         progress("reading the model")
@@ -95,12 +102,44 @@ class ScriptedCore:
             match message:
                 case Submit():
                     self._live[message.rid] = (message, 0)
+                case Update():
+                    self._update(message)
                 case Abort():
                     for rid in message.rids:
                         self._live.pop(rid, None)
+                case Control(verb="save"):
+                    self._save(message)
                 case Control():
                     replies.append(self._control(message))
         return replies
+
+    def has_chores(self) -> bool:
+        return not self._saved.empty()
+
+    def do_chores(self) -> list[ControlReply]:
+        return [self._saved.get()]
+
+    def _save(self, control: Control) -> None:
+        """Answered by a thread, which may find the loop waiting."""
+        answer = {"num_tokens": 0, "num_bytes": len(control.args["token_ids"])}
+
+        def run() -> None:
+            self._saved.put(ControlReply(control.id, answer))
+            self.wake()
+
+        self._saves.append(threading.Thread(target=run))
+        self._saves[-1].start()
+
+    def _update(self, update: Update) -> None:
+        if update.rid not in self._live:
+            return
+        submit, num_said = self._live[update.rid]
+        if num_said < update.sampling.max_tokens:
+            submit = msgspec.structs.replace(submit, sampling=update.sampling)
+            self._live[update.rid] = (submit, num_said)
+        else:
+            del self._live[update.rid]
+            self._ended.append(SequenceOutput(update.rid, b"", finish="length"))
 
     def _control(self, control: Control) -> ControlReply:
         self._stats.num_running = len(self._live)
@@ -109,17 +148,35 @@ class ScriptedCore:
                 return ControlReply(control.id, msgspec.structs.asdict(self._stats))
             case "check":
                 return ControlReply(control.id, {"live": len(self._live)})
+            case "pin" | "unpin" | "restore":
+                return self._kv(control)
             case _:
                 return ControlReply(control.id, error=f"unknown control verb {control.verb!r}")
 
+    def _kv(self, control: Control) -> ControlReply:
+        args = dict(control.args)
+        asked = args.pop("key", None), args.pop("path", None), args.pop("token_ids", b"")
+        if args:
+            return ControlReply(control.id, error=f"unexpected argument {next(iter(args))!r}")
+        assert isinstance(asked[-1], bytes), "token ids travel as bytes"
+        match control.verb:
+            case "pin":
+                value = {"num_tokens": 0, "num_blocks": 0, "pinned_blocks": 0}
+            case "unpin":
+                value = {"pinned_blocks": 0}
+            case _:
+                value = {"num_tokens": 0, "num_known": 0}
+        return ControlReply(control.id, value)
+
     def has_work(self) -> bool:
-        return any(self._first(rid) != WAITS for rid in self._live)
+        return bool(self._ended) or any(self._first(rid) != WAITS for rid in self._live)
 
     def _first(self, rid: int) -> int:
         return unpack_ids(self._live[rid][0].token_ids[:4])[0]
 
     def step(self) -> StepOutput:
-        outputs = [self._say(rid) for rid in list(self._live) if self._first(rid) != WAITS]
+        outputs, self._ended = self._ended, []
+        outputs += [self._say(rid) for rid in list(self._live) if self._first(rid) != WAITS]
         self._stats.steps += 1
         self._stats.num_running = len(self._live)
         return StepOutput(outputs, self._stats)
@@ -137,6 +194,8 @@ class ScriptedCore:
             case _:
                 pass
         output = SequenceOutput(rid, pack_ids([(first + num_said) % VOCAB_SIZE]))
+        if num_said == 0:
+            output.queue_s = 0.0
         if num_said + 1 == submit.sampling.max_tokens:
             output.finish = "length"
             del self._live[rid]
@@ -146,3 +205,5 @@ class ScriptedCore:
 
     def close(self) -> None:
         self._live.clear()
+        for thread in self._saves:
+            thread.join()

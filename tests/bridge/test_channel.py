@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -34,6 +35,13 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield server, engine
 
 
+@pytest.fixture
+def channel(pair: tuple[socket.socket, socket.socket]) -> Iterator[EngineChannel]:
+    made = EngineChannel(pair[1])
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 1000])
 def test_frames_survive_any_cut(size: int) -> None:
     stream = b"".join(encode_frame(["x" * length]) for length in (0, 1, 200, 7))
@@ -59,9 +67,10 @@ def test_messages_too_many_for_a_frame_go_in_several(monkeypatch: pytest.MonkeyP
         encode_frames([Loading("x" * 101)])
 
 
-def test_the_engine_drains_without_blocking(pair: tuple[socket.socket, socket.socket]) -> None:
-    server, engine = pair
-    channel = EngineChannel(engine)
+def test_the_engine_drains_without_blocking(
+    pair: tuple[socket.socket, socket.socket], channel: EngineChannel
+) -> None:
+    server, _ = pair
     assert channel.receive(block=False) == []
     sent = [Submit(1, pack_ids([1, 2]), SamplingParams()), Abort([1])]
     frame = encode_frame(sent)
@@ -77,20 +86,36 @@ def test_the_engine_drains_without_blocking(pair: tuple[socket.socket, socket.so
 
 
 def test_the_engine_keeps_what_came_with_the_first_frame(
-    pair: tuple[socket.socket, socket.socket],
+    pair: tuple[socket.socket, socket.socket], channel: EngineChannel
 ) -> None:
-    server, engine = pair
-    server.sendall(encode_frame({"a": 1}) + encode_frame([Abort([5])]))
-    channel = EngineChannel(engine)
+    pair[0].sendall(encode_frame({"a": 1}) + encode_frame([Abort([5])]))
     assert channel.receive_first(dict) == {"a": 1}
     assert channel.receive(block=False) == [Abort([5])]
 
 
-def test_the_engine_refuses_nonsense(pair: tuple[socket.socket, socket.socket]) -> None:
-    server, engine = pair
-    server.sendall(encode_frame([["submit", "not a number"]]))
+def test_a_wake_ends_one_wait(
+    pair: tuple[socket.socket, socket.socket], channel: EngineChannel
+) -> None:
+    thread = threading.Thread(target=channel.wake)
+    thread.start()
+    assert channel.receive(block=True) == []
+    thread.join()
+    for _ in range(1000):  # more than are kept
+        channel.wake()
+    assert channel.receive(block=False) == []
+    assert channel.receive(block=True) == []
+    pair[0].sendall(encode_frame([Abort([5])]))
+    assert channel.receive(block=True) == [Abort([5])]
+    channel.close()
+    channel.wake()
+
+
+def test_the_engine_refuses_nonsense(
+    pair: tuple[socket.socket, socket.socket], channel: EngineChannel
+) -> None:
+    pair[0].sendall(encode_frame([["submit", "not a number"]]))
     with pytest.raises(ChannelError, match="malformed frame"):
-        EngineChannel(engine).receive(block=True)
+        channel.receive(block=True)
 
 
 async def test_messages_of_a_turn_leave_as_one_frame(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmserve.errors import EngineError, EngineUnavailable
+from lmserve.messages import pack_ids
+from lmserve.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +85,49 @@ async def test_the_engine_forgets_what_is_aborted(bench: Bench) -> None:
     assert (await bench.engine.control("stats"))["num_running"] == 0
 
 
+async def test_an_answer_is_made_shorter_and_longer(bench: Bench) -> None:
+    mailbox = bench.ask(1, max_tokens=bench.FOREVER)
+    num_seen = len((await mailbox.get()).token_ids)
+    bench.engine.update(mailbox, SamplingParams(max_tokens=bench.FOREVER - 1))
+    assert (await mailbox.get()).finish is None
+    most = num_seen + 100_000
+    bench.engine.update(mailbox, SamplingParams(max_tokens=most))
+    bench.engine.update(mailbox, SamplingParams(max_tokens=1))  # it has said more
+    token_ids, last = await bench.read(mailbox)
+    assert last.finish == "length"
+    assert len(token_ids) < most
+    short = bench.ask(1, max_tokens=2)
+    bench.engine.update(short, SamplingParams(max_tokens=20))
+    assert len((await bench.read(short))[0]) == 20
+
+
+async def test_an_update_goes_on_where_the_answer_was(bench: Bench) -> None:
+    changed, twin = bench.ask(5, max_tokens=300), bench.ask(5, max_tokens=300)
+    changed.listener = lambda: bench.engine.update(changed, SamplingParams(max_tokens=300))
+    token_ids, _ = await bench.read(twin)
+    assert changed.take().token_ids == token_ids
+
+
+async def test_an_update_of_what_has_ended_harms_nobody(bench: Bench) -> None:
+    ended, aborted = bench.ask(1, max_tokens=1), bench.ask(1, max_tokens=bench.FOREVER)
+    await bench.read(ended)
+    bench.engine.abort(aborted)
+    for mailbox in (ended, aborted):
+        bench.engine.update(mailbox, SamplingParams(max_tokens=9))
+    assert len((await bench.read(bench.ask(1, max_tokens=3)))[0]) == 3
+    assert (await bench.read(aborted))[1].finish == "abort"
+
+
+async def test_it_is_told_once_that_a_request_has_begun(bench: Bench) -> None:
+    told: list[bool] = []
+    runs, waits = bench.ask(1, max_tokens=5), bench.ask_and_wait()
+    runs.on_begun = waits.on_begun = told.append
+    await bench.read(runs)
+    assert told == [True]
+    bench.engine.abort(waits)
+    assert told == [True, False]
+
+
 async def test_a_slow_reader_finds_steps_merged(bench: Bench) -> None:
     slow, after = bench.ask(1, max_tokens=50), bench.ask(1, max_tokens=60)
     await bench.read(after)
@@ -117,6 +162,32 @@ async def test_control(bench: Bench) -> None:
     await bench.engine.control("check")
     with pytest.raises(EngineError, match="'sing'"):
         await bench.engine.control("sing")
+
+
+async def test_controls_take_arguments(bench: Bench) -> None:
+    ids, path = pack_ids([1, 2, 3]), "nowhere.kv"
+    control = bench.engine.control
+    nothing = {"num_tokens": 0, "num_blocks": 0, "pinned_blocks": 0}
+    assert await control("pin", key="a", token_ids=ids) == nothing
+    assert await control("unpin", key="a") == {"pinned_blocks": 0}
+    assert await control("restore", token_ids=ids, path=path) == {"num_tokens": 0, "num_known": 0}
+    with pytest.raises(EngineError, match="'colour'"):
+        await control("pin", key="a", token_ids=ids, colour="red")
+
+
+async def test_a_control_that_takes_time_wakes_a_waiting_engine(bench: Bench) -> None:
+    for num_tokens in (1, 0, 5):
+        reply = await bench.engine.control(
+            "save", timeout_s=50, token_ids=pack_ids([3] * num_tokens), path="nowhere.kv"
+        )
+        assert reply["num_tokens"] == 0
+        if bench.kind != "fake":
+            assert reply["num_bytes"] == 4 * num_tokens
+    asked = [
+        bench.engine.control("save", timeout_s=50, token_ids=b"", path="nowhere.kv")
+        for _ in range(20)
+    ]
+    assert len(await asyncio.gather(*asked)) == 20
 
 
 async def test_control_during_a_stream(bench: Bench) -> None:

@@ -10,19 +10,31 @@ row that has it anywhere in its blocks, as 0 times NaN would through the mask.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence as Tokens
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lmserve.engine.core import EngineCore
 from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
-from lmserve.messages import Abort, SequenceOutput, Submit, pack_ids, unpack_ids
+from lmserve.messages import (
+    Abort,
+    Control,
+    ControlReply,
+    SequenceOutput,
+    Submit,
+    Update,
+    pack_ids,
+    unpack_ids,
+)
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from lmserve.weights.base import TokenizerAssets
 
 POISON = -1
+SLOT = struct.Struct("<q")  # one token's KV in a file
 
 
 def chain(tokens: Tokens[int], before: int = 0) -> list[int]:
@@ -73,6 +85,7 @@ class PagedRunner:
     num_parameters = 0
     kv_cache_bytes = 0
     dtype = device = attention = weights = "none"
+    kv_token_bytes = SLOT.size
 
     def __init__(
         self,
@@ -112,6 +125,19 @@ class PagedRunner:
         if raising:
             raise RuntimeError("injected\nsecond line")
         return self._sample(plan, kv)
+
+    def kv_fingerprint(self) -> str:
+        return "paged"
+
+    def read_kv(self, blocks: Tokens[int], num_tokens: int) -> memoryview:
+        kv = self.memory.read(blocks, num_tokens)
+        self._expect(None not in kv and POISON not in kv, "a slot is saved that was not written")
+        return memoryview(b"".join(SLOT.pack(value or 0) for value in kv))
+
+    def write_kv(self, blocks: Tokens[int], num_tokens: int, data: bytearray) -> None:
+        self._expect(len(data) == num_tokens * SLOT.size, "other bytes than those of the tokens")
+        self.memory.scrub(blocks)
+        self.memory.write(blocks, 0, [value for (value,) in SLOT.iter_unpack(data)])
 
     def _sample(self, plan: StepPlan, kv: dict[int, list[int]]) -> StepResult:
         result = StepResult()
@@ -209,6 +235,18 @@ def oracle(
     return answer
 
 
+class Inline(Executor):
+    """The helper thread's work, done on the spot."""
+
+    def submit(self, call: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 class Bench:
     """A core over a paged runner, and what each request heard."""
 
@@ -216,6 +254,7 @@ class Bench:
         self.runner = runner or PagedRunner()
         self.core = EngineCore(settings or EngineSettings(), self.runner)
         self.info = self.core.load(lambda stage: None)
+        self.core.kv.executor = Inline()
         self.answers: dict[int, Answer] = {}
 
     def submit(self, rid: int, prompt: Tokens[int], priority: int = 0, **sampling: Any) -> Answer:
@@ -224,8 +263,37 @@ class Bench:
         assert self.core.handle([Submit(rid, pack_ids(prompt), params, priority)]) == []
         return self.answers[rid]
 
+    def update(self, rid: int, **sampling: Any) -> None:
+        assert self.core.handle([Update(rid, SamplingParams(**sampling))]) == []
+
     def abort(self, *rids: int) -> None:
         assert self.core.handle([Abort(list(rids))]) == []
+
+    def control(self, verb: str, **args: Any) -> ControlReply | None:
+        """None where a chore will reply."""
+        replies = self.core.handle([Control(7, verb, args)])
+        assert len(replies) <= 1
+        return replies[0] if replies else None
+
+    def finish_chores(self) -> list[ControlReply]:
+        """Does all, without a step; files are written and read on the spot."""
+        replies = []
+        while self.core.has_chores():
+            replies += self.core.do_chores()
+            self.core.cache.check()
+            assert self.runner.violations == []
+        assert not self.core.kv.has_jobs
+        return replies
+
+    def save(self, tokens: Tokens[int], path: Path) -> ControlReply:
+        assert self.control("save", token_ids=pack_ids(tokens), path=str(path)) is None
+        (reply,) = self.finish_chores()
+        return reply
+
+    def restore(self, tokens: Tokens[int], path: Path) -> ControlReply:
+        assert self.control("restore", token_ids=pack_ids(tokens), path=str(path)) is None
+        (reply,) = self.finish_chores()
+        return reply
 
     def step(self) -> StepPlan:
         before = len(self.runner.plans)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmserve.messages import Control, Submit, pack_ids
+from lmserve.messages import LOWEST, Control, Submit, pack_ids
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from tests.engine.paged import Bench, PagedRunner, chain, choose, oracle
@@ -298,6 +298,79 @@ def test_the_first_output_alone_tells_how_long_it_waited(monkeypatch: pytest.Mon
     outputs = [output for _ in range(4) for output in bench.core.step().outputs]
     # the clock is read once a submit, and at the start of each step
     assert [(o.rid, o.queue_s) for o in outputs] == [(1, 2.0), (1, None), (2, 3.0), (2, None)]
+
+
+def test_the_first_part_of_a_prompt_tells_that_it_runs() -> None:
+    bench = Bench(settings=EngineSettings(max_step_tokens=4))
+    bench.core.handle([Submit(1, pack_ids(range(10)), SamplingParams(max_tokens=2))])
+    steps = [bench.core.step().outputs for _ in range(4)]
+    assert [len(outputs) for outputs in steps] == [1, 0, 1, 1]
+    first, token = steps[0][0], steps[2][0]
+    assert (first.token_ids, first.finish) == (b"", None)
+    assert first.queue_s is not None
+    assert (len(token.token_ids), token.queue_s) == (4, None)
+
+
+# --- changed while it runs ------------------------------------------------------------------
+
+
+def test_an_answer_made_longer_is_the_longer_answer() -> None:
+    bench = Bench(PagedRunner(8, 4, max_model_len=32))
+    answer = bench.submit(1, [1, 2, 3], max_tokens=4)
+    bench.step()
+    bench.update(1, max_tokens=10**6)
+    bench.drain()
+    expected = oracle([1, 2, 3], SamplingParams(max_tokens=29), max_model_len=32)
+    assert (answer.ids, answer.finish) == (expected.ids, "length")
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3])
+def test_an_answer_that_is_too_long_already_ends_at_once(max_tokens: int) -> None:
+    bench = Bench()
+    answer = bench.submit(1, [1, 2, 3], max_tokens=50)
+    other = bench.submit(2, [1, 2, 3], max_tokens=6)
+    for _ in range(3):
+        bench.step()
+    bench.update(1, max_tokens=max_tokens)
+    assert bench.core.has_work()
+    bench.step()
+    assert (len(answer.ids), answer.finish) == (3, "length")
+    bench.drain()
+    assert other.ids == oracle([1, 2, 3], SamplingParams(max_tokens=6)).ids
+
+
+def test_one_that_waits_is_changed_too_and_one_that_is_gone_is_not() -> None:
+    bench = Bench(settings=EngineSettings(max_batch_size=1))
+    first = bench.submit(1, [1, 2, 3], max_tokens=3)
+    second = bench.submit(2, [4], max_tokens=50)
+    bench.step()
+    bench.update(2, max_tokens=2)
+    bench.update(99, max_tokens=2)
+    bench.drain()
+    assert (len(first.ids), len(second.ids), second.finish) == (3, 2, "length")
+
+
+def test_the_next_row_samples_with_the_new_settings() -> None:
+    bench = Bench()
+    bench.submit(1, [1, 2, 3], max_tokens=9, temperature=1.0)
+    bench.step()
+    bench.update(1, max_tokens=9, temperature=0.25)
+    (row,) = bench.step().rows
+    assert row.sampling is not None
+    assert row.sampling.temperature == 0.25
+
+
+def test_a_draft_without_room_is_told_abort() -> None:
+    bench = Bench(PagedRunner(4, 2, max_model_len=8))
+    bench.submit(1, [1, 2, 3, 4, 5, 6], max_tokens=1)
+    bench.drain()
+    bench.core.cache.pin([1, 2, 3, 4, 5, 6])
+    answer = bench.submit(2, [9, 8, 7, 6, 5], LOWEST, max_tokens=1)
+    bench.drain()
+    assert (answer.ids, answer.finish) == ([], "abort")
+    again = bench.submit(3, [1, 2, 3, 4, 5, 6, 7], LOWEST, max_tokens=1)
+    bench.drain()
+    assert (again.finish, again.num_cached_tokens) == ("length", 6)
 
 
 def test_planning_needs_no_torch() -> None:

@@ -17,7 +17,7 @@ from lmserve.engine.cache.tensors import KVCache
 from lmserve.engine.loader import available_cores, choose_numerics
 from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
 from lmserve.engine.runner import NOT_FINITE
-from lmserve.errors import SettingsError
+from lmserve.errors import ModelError, SettingsError
 from lmserve.settings import EngineSettings
 
 
@@ -81,6 +81,37 @@ def test_a_chunk_that_is_not_finite_fails_although_it_does_not_sample():
     runner = tiny_runner(module)
     rows = [Row(1, [1, 13], 0, [3], None), Row(2, [6, 7], 0, [8], None)]
     assert runner.run(StepPlan(rows)) == StepResult(errors={1: NOT_FINITE})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kv_goes_token_by_token_into_blocks_of_any_size(dtype):
+    def made(block_size):
+        return KVCache(CacheShape(2, 4, 2, 3, block_size), 8, dtype, torch.device("cpu"))
+
+    few, many = made(4), made(3)
+    for cache in (few, many):
+        for pair in cache.layers:
+            for tensor in pair:
+                tensor.normal_()
+    data = few.read([6, 2, 5], 10)
+    assert len(data) == 10 * few.token_bytes
+    token = few.layers[1][0][2, :, 3]  # token 7: its keys on the second layer
+    at = 7 * few.token_bytes + 2 * token.nbytes
+    assert (
+        bytes(data[at : at + token.nbytes])
+        == token.contiguous().view(torch.uint8).numpy().tobytes()
+    )
+    others = [pair[1][[0, 2, 4, 6]].clone() for pair in many.layers]
+    many.write([7, 1, 5, 3], 10, bytearray(data))
+    assert many.read([7, 1, 5, 3], 10) == data
+    assert many.layers[0][0][3, :, 1:].eq(0).all()
+    for before, pair in zip(others, many.layers, strict=True):
+        assert before.equal(pair[1][[0, 2, 4, 6]])
+
+
+def test_a_model_that_is_in_no_file_has_no_fingerprint(runner):
+    with pytest.raises(ModelError, match="not loaded from files"):
+        runner.kv_fingerprint()
 
 
 def test_it_reports_what_it_runs(runner):

@@ -7,6 +7,7 @@ from lmserve.engine.plan import StepPlan
 from lmserve.engine.policy import WaitingQueue
 from lmserve.engine.scheduler import Scheduler
 from lmserve.engine.sequence import ALLOWED, Sequence, State
+from lmserve.messages import LOWEST
 from lmserve.sampling import SamplingParams
 
 
@@ -213,6 +214,82 @@ def test_a_sequence_alone_gets_the_whole_pool() -> None:
     assert run(s) == {1: 5}
     assert run(s) == {1: 1}
     assert s.num_preemptions == 0
+
+
+# --- drafts -------------------------------------------------------------------------------
+
+
+def draft(rid: int, num_tokens: int, *, max_tokens: int = 1) -> Sequence:
+    return sequence(rid, num_tokens, priority=LOWEST, max_tokens=max_tokens)
+
+
+def test_a_draft_alone_has_the_whole_step() -> None:
+    s = scheduler(budget=16)
+    s.add(draft(1, 20))
+    assert [run(s), run(s)] == [{1: 16}, {1: 4}]
+
+
+def test_beside_decodes_a_draft_gets_little_and_beside_prompts_nothing() -> None:
+    s = scheduler(budget=16)
+    s.add(sequence(1, 20))
+    s.add(draft(2, 9))
+    assert [run(s), run(s), run(s), run(s)] == [{1: 16}, {1: 4}, {1: 1, 2: 2}, {1: 1, 2: 2}]
+    s.add(sequence(3, 3))
+    assert run(s) == {1: 1, 3: 3}
+
+
+def test_a_draft_gives_its_place_to_whoever_waits_and_goes_on_later() -> None:
+    s = scheduler(batch=1)
+    putoff = draft(1, 40)
+    s.add(putoff)
+    assert run(s) == {1: 16}
+    s.add(sequence(2, 3))
+    assert run(s) == {2: 3}
+    assert putoff.state is State.PREEMPTED
+    s.finish(s.running[2])
+    plan = s.schedule(0.0)
+    assert [(row.rid, row.start) for row in plan.rows] == [(1, 16)]  # what it ran is found again
+
+
+def test_a_draft_gives_its_blocks_to_whoever_waits() -> None:
+    s = scheduler(num_blocks=8, block_size=2)
+    s.add(draft(1, 14))
+    run(s)
+    s.add(sequence(2, 12, max_tokens=2))
+    assert run(s) == {2: 12}
+
+
+def test_a_draft_gives_its_blocks_to_a_decode_and_nobody_gives_it_one() -> None:
+    s = scheduler(num_blocks=4, block_size=2)
+    s.add(sequence(1, 3, max_tokens=5))
+    run(s)
+    s.add(draft(2, 1, max_tokens=4))
+    assert run(s) == {1: 1, 2: 1}  # of the spare block, the first has need next
+    assert run(s) == {1: 1, 2: 1}
+    assert run(s) == {1: 1}
+    assert list(s.running) == [1]
+
+
+def test_drafts_run_in_the_order_they_came() -> None:
+    s = scheduler(budget=8)
+    s.add(draft(1, 10))
+    s.add(draft(2, 10))
+    assert [run(s), run(s)] == [{1: 8}, {1: 2, 2: 6}]
+
+
+def test_a_draft_breaks_no_pin_and_ends_where_there_is_no_room_else() -> None:
+    s = scheduler(num_blocks=4, block_size=2)
+    pinned = sequence(1, 6, max_tokens=1)
+    s.add(pinned)
+    run(s)
+    s.finish(pinned)
+    s.cache.pin(pinned.tokens[:6])
+    s.add(draft(2, 6))
+    assert run(s) == {}
+    assert [seq.rid for seq in s.take_dropped()] == [2]
+    assert s.take_dropped() == []
+    assert not s.has_work
+    assert s.cache.counts().pinned == 3
 
 
 def test_finishing_works_in_every_state_and_frees_the_blocks() -> None:

@@ -20,6 +20,7 @@ from lmserve.engine.cache.prefix import Pin
 from lmserve.engine.plan import StepPlan
 from lmserve.engine.policy import priority_then_arrival
 from lmserve.engine.sequence import Sequence, State
+from lmserve.messages import LOWEST
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from tests.engine.paged import Answer, Bench, PagedRunner, oracle
@@ -36,6 +37,7 @@ SAMPLING = st.fixed_dictionaries(
         "stop_token_ids": st.sampled_from([(), (), (1,), (0, 2)]),
     }
 )
+PRIORITY = st.sampled_from([0, 1, 0, 1, LOWEST])
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -76,9 +78,11 @@ class CoreMachine(RuleBasedStateMachine):
         self.expected: dict[int, Answer] = {}
         self.aborted: set[int] = set()
         self.ended: set[int] = set()
+        self.cut: set[int] = set()  # by an update; perhaps not told yet
         self.texts = [[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]  # beginnings worth sharing
         self.pins: list[Pin] = []
         self.priorities: list[int] = []
+        self.asked: list[tuple[list[int], dict[str, Any]]] = []
         self.idle_steps = 0
         self.admit = self.core.cache.admit
         self.core.cache.admit = self.checked_admit  # type: ignore[method-assign]
@@ -100,7 +104,7 @@ class CoreMachine(RuleBasedStateMachine):
             if data.draw(st.sampled_from([False, False, False, False, True])):
                 tail.append(POISON)
             sampling = data.draw(SAMPLING)
-            self.submit_one([*beginning[:cut], *tail], sampling, data.draw(st.integers(0, 1)))
+            self.submit_one([*beginning[:cut], *tail], sampling, data.draw(PRIORITY))
 
     @property
     def ranks(self) -> dict[int, tuple[int, int]]:
@@ -110,6 +114,7 @@ class CoreMachine(RuleBasedStateMachine):
     def submit_one(self, prompt: list[int], sampling: dict[str, Any], priority: int) -> None:
         rid = len(self.expected)
         self.priorities.append(priority)
+        self.asked.append((prompt, sampling))
         self.bench.submit(rid, prompt, priority, **sampling)
         if 0 < len(prompt) < self.max_len and POISON in prompt:
             self.expected[rid] = Answer(finish="error")
@@ -146,6 +151,32 @@ class CoreMachine(RuleBasedStateMachine):
             case "clear":
                 self.core.cache.clear()
 
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data(), max_tokens=st.sampled_from([1, 2, 5, 12, 10**9]))
+    def update(self, data: st.DataObject, max_tokens: int) -> None:
+        """Of any request ever seen, and of one never seen."""
+        rid = data.draw(st.integers(0, len(self.expected)))
+        if rid == len(self.expected):
+            self.bench.update(rid, max_tokens=max_tokens)
+            return
+        prompt, sampling = self.asked[rid]
+        sampling = sampling | {"max_tokens": max_tokens}
+        self.bench.update(rid, **sampling)
+        if rid in self.ended | self.aborted | self.cut or self.expected[rid].finish == "error":
+            return
+        said = self.bench.answers[rid].ids
+        if len(said) >= max_tokens:
+            self.expected[rid] = Answer(ids=list(said), finish="length")
+            self.cut.add(rid)
+        else:
+            self.expected[rid] = oracle(
+                prompt,
+                SamplingParams(**sampling),
+                vocab_size=VOCAB,
+                eos_ids=EOS,
+                max_model_len=self.max_len,
+            )
+
     @rule(num_steps=st.sampled_from([4, 1, 12]))
     def step(self, num_steps: int) -> None:
         for _ in range(num_steps):
@@ -158,27 +189,48 @@ class CoreMachine(RuleBasedStateMachine):
         num_preemptions = core.scheduler.num_preemptions
         heard = {rid: answer.num_outputs for rid, answer in self.bench.answers.items()}
         had_work = core.scheduler.has_work
+        waiting = list(core.scheduler.waiting._sequences.values())
         plan = self.bench.step()
         rids = [row.rid for row in plan.rows]
         assert len(set(rids)) == len(rids) <= self.config.max_batch_size
         assert plan.num_tokens <= self.config.max_step_tokens
         preempted = [seq for seq in before if seq.state is State.PREEMPTED]
         assert len(preempted) == core.scheduler.num_preemptions - num_preemptions
-        if preempted:
+        if any(not seq.is_draft for seq in preempted):
             assert behind.keys() >= set(rids), "a newcomer takes a block just taken away"
         stayed = [priority_then_arrival(seq) for seq in before if seq not in preempted]
         if stayed:  # even one alone may have to come back: where it holds blocks below a twin's
             for seq in preempted:
                 assert priority_then_arrival(seq) > max(stayed), "the wrong one was preempted"
         for seq in before:
-            if behind[seq.rid] == 1 and seq not in preempted:
+            if behind[seq.rid] == 1 and seq not in preempted and not seq.is_draft:
                 assert seq.rid in rids, "a decode was left out"
         self.check_chunks(plan, {s.rid: s for s in before if s not in preempted}, behind)
-        self.idle_steps = self.idle_steps + 1 if had_work and not rids else 0
+        told = any(a.num_outputs > heard[rid] for rid, a in self.bench.answers.items())
+        self.idle_steps = self.idle_steps + 1 if had_work and not rids and not told else 0
         assert self.idle_steps < 2, "work waits and nothing runs"
+        self.check_drafts(plan, before, waiting, behind)
         for rid in self.aborted:
             assert self.bench.answers[rid].num_outputs == heard[rid], "an aborted request heard"
         self.check_answers()
+
+    def check_drafts(
+        self,
+        plan: StepPlan,
+        before: list[Sequence],
+        waiting: list[Sequence],
+        behind: dict[int, int],
+    ) -> None:
+        """They run only where nobody else waits for blocks, a place or a part of the budget."""
+        rows = {row.rid: len(row.token_ids) for row in plan.rows}
+        drafts = [rid for rid in rows if self.priorities[rid] == LOWEST]
+        if drafts:
+            decodes = {row.rid for row in plan.rows if row.sampling and rows[row.rid] == 1}
+            for seq in (*before, *waiting):
+                assert seq.is_draft or seq.rid in decodes, "a draft before others"
+        for seq in before:
+            if seq.is_draft and any(not each.is_draft for each in waiting):
+                assert seq.state is not State.RUNNING, "a draft keeps others waiting"
 
     def check_chunks(
         self, plan: StepPlan, running: dict[int, Sequence], behind: dict[int, int]
@@ -197,8 +249,12 @@ class CoreMachine(RuleBasedStateMachine):
             assert answer.ids == expected.ids[: len(answer.ids)]
             if answer.finish is None:
                 continue
+            told = rid in self.ended
             self.ended.add(rid)
-            if answer.finish == "error":
+            if answer.finish == "abort":
+                assert self.priorities[rid] == LOWEST
+                assert told or self.core.cache.counts().pinned or self.core.kv.has_jobs
+            elif answer.finish == "error":
                 broken = self.bench.runner.raising | self.bench.runner.failing
                 assert expected.finish == "error" or rid in broken
                 assert answer.error and "\n" not in answer.error

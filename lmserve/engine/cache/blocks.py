@@ -3,13 +3,14 @@
     free     nobody's                                   the free list
     cached   in the prefix tree, no sequence uses it    may be evicted
     pinned   the same, and a pin keeps it               evicted only as a last resort
-    held     one sequence or more use it                in the tree or not
+    held     one sequence or more use it, or a loan     in the tree or not
 
 free + cached + pinned + held = total, always. A block in the tree is never written again; a
-block outside it has exactly one holder, the sequence that writes it.
+block outside it has exactly one holder, the sequence (or the restore) that writes it.
 
 A suspect block is one whose KV a failed sequence had to do with. It left the tree for good;
-those that shared it keep it until they end, and whoever gets it next has to zero it first.
+those that shared it keep it until they end, and whoever gets it next has to zero it first. So
+is a block that a restore writes, until the whole file is verified.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class BlockCounts(NamedTuple):
 class BlockPool:
     """`num_blocks` blocks, counted. Callers ask for blocks and say when they are done."""
 
-    __slots__ = ("_free", "in_tree", "num_blocks", "num_cached", "num_held", "num_pinned", "pins",
-                 "refs", "suspect")  # fmt: skip
+    __slots__ = ("_free", "in_tree", "num_blocks", "num_cached", "num_held", "num_kept",
+                 "num_pinned", "pins", "refs", "suspect")  # fmt: skip
 
     def __init__(self, num_blocks: int):
         self.num_blocks = num_blocks
@@ -45,6 +46,7 @@ class BlockPool:
         self.num_cached = 0
         self.num_pinned = 0
         self.num_held = 0
+        self.num_kept = 0  # those that a pin keeps, in use or not
 
     @property
     def num_free(self) -> int:
@@ -95,16 +97,19 @@ class BlockPool:
             self._count_idle(block, -1)
             self._free.append(block)
         self.in_tree[block] = False
+        self.num_kept -= self.pins[block] > 0
         self.pins[block] = 0
 
     def pin(self, block: int) -> None:
         if self.refs[block] == 0 and self.pins[block] == 0:
             self.num_cached -= 1
             self.num_pinned += 1
+        self.num_kept += self.pins[block] == 0
         self.pins[block] += 1
 
     def unpin(self, block: int) -> None:
         self.pins[block] -= 1
+        self.num_kept -= self.pins[block] == 0
         if self.refs[block] == 0 and self.pins[block] == 0:
             self.num_cached += 1
             self.num_pinned -= 1
@@ -147,3 +152,5 @@ class BlockPool:
         counted = BlockCounts(len(free), cached, pinned, held, self.num_blocks)
         if counted != self.counts() or sum(counted[:4]) != self.num_blocks:
             raise IntegrityError(f"blocks counted {counted}, kept {self.counts()}")
+        if self.num_kept != sum(pins > 0 for pins in self.pins):
+            raise IntegrityError(f"{self.num_kept} blocks are said to be kept by pins")

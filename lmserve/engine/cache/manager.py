@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Tokens
 
 from lmserve.engine.cache.blocks import BlockCounts, BlockPool
+from lmserve.engine.cache.loans import Loans
 from lmserve.engine.cache.prefix import Match, Node, Pin, PrefixTree
 from lmserve.engine.plan import BlockCopy
 from lmserve.engine.sequence import Sequence
@@ -24,6 +25,7 @@ class CacheManager:
         self.prefix_cache = prefix_cache
         self.pool = BlockPool(num_blocks)
         self.tree = PrefixTree(self.pool, block_size)
+        self.loans = Loans(self.pool, self.tree)
         self.prefix_queries = 0  # prompt tokens looked up
         self.prefix_hits = 0  # prompt tokens found
         self._copies: list[BlockCopy] = []
@@ -41,9 +43,14 @@ class CacheManager:
         """Gives a sequence blocks for all its tokens, as many as possible from the tree.
 
         Leaves `spare` blocks to others; says False, having changed nothing, when that cannot
-        be. For a sequence that runs `alone` even pins are broken: it succeeds if the pool is
-        large enough.
+        be. For a sequence that runs `alone` even pins are broken and loans called in: it succeeds
+        if the pool is large enough.
         """
+        return self._admit(seq, spare, alone) or (
+            alone and self.loans.call_in() and self._admit(seq, spare, alone)
+        )
+
+    def _admit(self, seq: Sequence, spare: int, alone: bool) -> bool:
         match = self._match(seq)
         pool = self.pool
 
@@ -86,6 +93,8 @@ class CacheManager:
         """Makes the block table cover `num_tokens`. Says False when there is no block."""
         num_new = self.num_blocks_for(num_tokens) - len(seq.blocks)
         new = self._take(num_new, break_pins=alone)
+        if new is None and alone and self.loans.call_in():
+            new = self._take(num_new, break_pins=alone)
         if new is None:
             return False
         seq.blocks.extend(new)

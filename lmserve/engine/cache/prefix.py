@@ -43,10 +43,15 @@ class Match:
     partial: Node | None = None
     num_partial: int = 0  # its first tokens, to be copied on write
 
+    @property
+    def all_nodes(self) -> list[Node]:
+        return self.nodes if self.partial is None else [*self.nodes, self.partial]
+
 
 @dataclass(frozen=True, slots=True)
 class Pin:
     nodes: list[Node]
+    num_tokens: int = 0  # known when it was made
 
 
 class PrefixTree:
@@ -132,14 +137,16 @@ class PrefixTree:
 
     # --- letting go -----------------------------------------------------------------------
 
-    def release(self, blocks: list[int]) -> None:
-        """A sequence is done with its blocks; those in the tree become evictable, newest."""
-        self._clock += 1
+    def release(self, blocks: list[int], *, used: bool = True) -> None:
+        """A sequence is done with its blocks; those in the tree become evictable, newest. Who
+        has not `used` them leaves them as old as they were."""
+        self._clock += used
         for block in reversed(blocks):
             self.pool.release(block)
             node = self._nodes.get(block)
             if node is not None:
-                node.last_used = self._clock
+                if used:
+                    node.last_used = self._clock
                 self._offer(node)
 
     def forget(self, blocks: list[int]) -> None:
@@ -219,10 +226,10 @@ class PrefixTree:
         """Keeps what is known of `tokens` from eviction until `unpin`. A pin is a wish: under
         the last shortage it is broken, which costs time, never correctness."""
         match = self.match(tokens, len(tokens), namespace)
-        nodes = match.nodes if match.partial is None else [*match.nodes, match.partial]
+        nodes = match.all_nodes
         for node in nodes:
             self.pool.pin(node.block)
-        return Pin(nodes)
+        return Pin(nodes, len(match.nodes) * self.block_size + match.num_partial)
 
     def unpin(self, pin: Pin) -> None:
         for node in pin.nodes:

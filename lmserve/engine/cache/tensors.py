@@ -23,6 +23,11 @@ class KVCache:
             return torch.zeros(size, dtype=dtype, device=device)
 
         self.layers = [(allocate(), allocate()) for _ in range(shape.num_layers)]
+        self._shape = shape
+        self._dtype, self._device = dtype, device
+        self.token_bytes = (
+            2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * dtype.itemsize
+        )
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         """All sources are read before a target is written. Whole blocks are copied: slots
@@ -45,3 +50,37 @@ class KVCache:
         for pair in self.layers:
             for cache in pair:
                 cache.index_fill_(0, index, 0)
+
+    def read(self, blocks: Sequence[int], num_tokens: int) -> memoryview:
+        """The first tokens of these blocks, as bytes on the host: (tokens, layers, keys and
+        values, kv heads, head_dim)."""
+        parts = [cache for pair in self.layers for cache in pair]
+        index = torch.tensor(blocks, device=self._device)
+        tokens = self._tokens(len(blocks))
+        for at, cache in enumerate(parts):
+            tokens[:, :, at] = cache.index_select(0, index).transpose(1, 2)
+        found = tokens.flatten(0, 1)[:num_tokens]
+        if self._device.type == "cuda":
+            host = torch.empty_like(found, device="cpu", pin_memory=True)
+            found = host.copy_(found, non_blocking=True)
+            torch.cuda.current_stream(self._device).synchronize()
+        return found.view(-1).view(torch.uint8).numpy().data
+
+    def write(self, blocks: Sequence[int], num_tokens: int, data: bytearray) -> None:
+        """The inverse. What is left of the last block becomes zeros."""
+        parts = [cache for pair in self.layers for cache in pair]
+        index = torch.tensor(blocks, device=self._device)
+        tokens = self._tokens(len(blocks))
+        flat = tokens.flatten(0, 1)
+        flat[:num_tokens].view(-1).copy_(torch.frombuffer(data, dtype=self._dtype))
+        flat[num_tokens:] = 0
+        for at, cache in enumerate(parts):
+            cache.index_copy_(0, index, tokens[:, :, at].transpose(1, 2))
+
+    def _tokens(self, num_blocks: int) -> torch.Tensor:
+        """Room for the tokens of so many blocks, (block, slot, part, kv head, head_dim)."""
+        shape = self._shape
+        size = (num_blocks, shape.block_size, 2 * shape.num_layers)
+        return torch.empty(
+            (*size, shape.num_kv_heads, shape.head_dim), dtype=self._dtype, device=self._device
+        )
