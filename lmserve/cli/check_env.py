@@ -114,7 +114,7 @@ def _torch_at_work() -> Facts:
 
 def _directories() -> Facts:
     from lmserve.cli.config import load
-    from lmserve.service.store_file import data_dir
+    from lmserve.service.store.file import data_dir
     from lmserve.weights.files import cache_dir
 
     settings = load().settings

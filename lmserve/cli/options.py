@@ -13,7 +13,14 @@ from lmserve.cli.lists import ListOption, ListsCommand
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-TITLES = {"server": "Server", "engine": "Engine", "sessions": "Conversations", "log": "Log"}
+TITLES = {
+    "server": "Server",
+    "engine": "Engine",
+    "sessions": "Conversations",
+    "streams": "Streams",
+    "warm": "Conversations kept warm",
+    "log": "Log",
+}
 
 
 class SettingsCommand(ListsCommand):

@@ -21,10 +21,19 @@ class Keyring:
     def __init__(self, keys: Iterable[str]):
         self._digests = [_digest(key) for key in keys]
 
+    @property
+    def asks(self) -> bool:
+        """Whether every call must bring a key."""
+        return bool(self._digests)
+
     def owner(self, request: web.Request) -> str | None:
         """A short name for the key this request brings; None where it brings none of ours."""
+        return self.owner_of(*brought(request))
+
+    def owner_of(self, *keys: str) -> str | None:
+        """As `owner`, for keys that came in another way."""
         owner = None
-        for digest in map(_digest, brought(request)):
+        for digest in map(_digest, keys):
             for known in self._digests:  # all of them: the time taken tells nothing
                 if hmac.compare_digest(digest, known):
                     owner = known.hex()[:16]
@@ -39,6 +48,9 @@ class Keyring:
             raise Unauthorized(_remedy(request))
         request[OWNER] = owner or ""
         return await handler(request)
+
+
+KEYRING = web.AppKey("keyring", Keyring)
 
 
 def brought(request: web.Request) -> list[str]:

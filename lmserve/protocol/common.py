@@ -23,6 +23,9 @@ class StreamOptions(Struct, kw_only=True):
     include_usage: Annotated[
         bool | None, Meta(description="Send one more chunk before `[DONE]`, holding the usage.")
     ] = None
+    include_obfuscation: Annotated[
+        bool | None, Meta(description="Accepted, not used: nothing is added to events.")
+    ] = None
 
 
 class ResponseFormat(Struct, kw_only=True):
@@ -96,6 +99,17 @@ class SamplingFields(Struct, kw_only=True):
     ] = None
     stream_options: Annotated[StreamOptions | None, Meta(description="Only with `stream`.")] = None
     user: Annotated[str | None, Meta(description="Accepted, not used.")] = None
+    priority: Annotated[
+        int | None,
+        Meta(description="0 (default) to 100: it waits for requests with lower numbers."),
+    ] = None
+    deadline_s: Annotated[
+        float | None,
+        Meta(
+            description="Seconds from its arrival, up to 86400: refused with 504 where the answer "
+            "cannot begin by then, ended where it takes longer."
+        ),
+    ] = None
     session_id: Annotated[
         int | None,
         Meta(
@@ -214,6 +228,8 @@ class SamplingFields(Struct, kw_only=True):
             "ignore_eos": bool(self.ignore_eos),
             "skip_special_tokens": self.skip_special_tokens is not False,
             "params": {"min_tokens": "min_new_tokens"} if renamed else {},
+            "priority": self.priority or 0,
+            "deadline_s": self.deadline_s,
             "owner": owner,
             "session_id": None if self.session_id == -1 else self.session_id,
         }

@@ -43,7 +43,11 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
 
     Raises RequestError or InvalidField, which says where and what was expected.
     """
-    parsed = parse_object(body)
+    return convert(parse_object(body), kind)
+
+
+def convert(parsed: dict[str, Any], kind: type[T]) -> tuple[T, list[str]]:
+    """As `decode`, of what `parse_object` gave."""
     try:
         request = msgspec.convert(parsed, kind, strict=True)
     except msgspec.ValidationError as error:
@@ -52,18 +56,18 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, list[str]]:
     return request, _unknown(parsed, kind)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes, what: str = "the body") -> dict[str, Any]:
     """The JSON object in `body`: UTF-8 without a BOM, no NaN; no key twice in a short one."""
     if not body.strip():
-        raise RequestError("the body is empty: send a JSON object")
+        raise RequestError(f"{what} is empty: send a JSON object")
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not valid JSON: {error}") from None
+        raise RequestError(f"{what} is not valid JSON: {error}") from None
     if not isinstance(parsed, dict):
-        raise RequestError(f"the body must be a JSON object, not {_kind_of(parsed)}")
+        raise RequestError(f"{what} must be a JSON object, not {_kind_of(parsed)}")
     if len(body) <= MAX_CHECKED_BYTES and _num_keys(parsed) != _num_keys_written(body):
-        raise _duplicate(body)
+        raise _duplicate(body, what)
     return parsed
 
 
@@ -148,7 +152,7 @@ def _num_keys_written(body: bytes) -> int:
     return sum(map(bool, _STRING.findall(body)))
 
 
-def _duplicate(body: bytes) -> RequestError:
+def _duplicate(body: bytes, what: str) -> RequestError:
     """Says which key comes twice: parses again, slowly, as only the refused pay for it."""
     twice: list[str] = []
 
@@ -165,8 +169,8 @@ def _duplicate(body: bytes) -> RequestError:
     except RecursionError:
         twice.clear()
     if not twice:
-        return RequestError("the body has a field twice in one object")
-    return RequestError(f"the body has {twice[0][:64]!r} twice in one object", param=twice[0][:64])
+        return RequestError(f"{what} has a field twice in one object")
+    return RequestError(f"{what} has {twice[0][:64]!r} twice in one object", param=twice[0][:64])
 
 
 def _kind_of(value: Any) -> str:

@@ -23,11 +23,20 @@ class HealthResponse(Struct, kw_only=True):
     message: Annotated[str, Meta(description="One line for people.")]
     state: Annotated[State, Meta(description="The same, finer.")]
     heard_s: Annotated[float, Meta(description="Seconds since the engine last answered.")]
+    node_id: Annotated[
+        str, Meta(description="Of this server: the ids that it gives begin so, after the prefix.")
+    ]
 
     @classmethod
-    def of(cls, state: State, message: str, heard_s: float) -> HealthResponse:
+    def of(cls, state: State, message: str, heard_s: float, node_id: str) -> HealthResponse:
         status = _STATUSES.get(state, "unhealthy")
-        return cls(status=status, message=message, state=state, heard_s=round(heard_s, 3))
+        return cls(
+            status=status,
+            message=message,
+            state=state,
+            heard_s=round(heard_s, 3),
+            node_id=node_id,
+        )
 
     @property
     def http_status(self) -> int:

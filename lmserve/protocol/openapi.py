@@ -18,12 +18,14 @@ _PHRASES = {
     401: "An API key is missing or not known, where the server was started with `--api-keys`.",
     403: "Another web page asks, and its origin is not in `--allow-origins`.",
     404: "There is nothing of this name.",
-    409: "The conversation is being answered, was ended meanwhile, or its id is taken.",
+    409: "What is there already does not allow it: `code` says what.",
+    410: "The events asked for are no longer kept.",
     413: "The body is over the limit.",
     429: "A limit is reached; come back after `Retry-After` seconds.",
     500: "The engine failed this request.",
     501: "The server was started without what this needs.",
     503: "The engine is loading, stuck, restarting or gone.",
+    504: "The answer could not begin, or did not end, by its deadline.",
 }
 _KEY = {
     "key": {
@@ -36,7 +38,7 @@ _KEY = {
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A parameter in the URL, never required."""
+    """A parameter in the URL, or a header; never required."""
 
     name: str
     description: str
@@ -45,7 +47,7 @@ class Query:
     several: bool = False  # it may come more than once
     bounds: tuple[int, int] | None = None
 
-    def document(self) -> dict[str, Any]:
+    def document(self, where: str = "query") -> dict[str, Any]:
         schema: dict[str, Any] = {"type": "string"}
         if isinstance(self.default, bool):
             schema = {"type": "boolean"}
@@ -60,7 +62,7 @@ class Query:
             schema = {"type": "array", "items": schema}
         return {
             "name": self.name,
-            "in": "query",
+            "in": where,
             "description": self.description,
             "schema": schema,
         }
@@ -81,6 +83,7 @@ class Operation:
     events: tuple[type[msgspec.Struct], ...] = ()  # where it may be streamed as named events
     lines: bool = False  # streamed one JSON object a line, which are no server-sent events
     query: tuple[Query, ...] = ()
+    headers: tuple[Query, ...] = ()
     content_type: str = "text/plain"  # "": nothing comes
     statuses: tuple[int, ...] = ()  # besides 200
     failure: type[msgspec.Struct] = ErrorResponse  # what comes with them
@@ -146,10 +149,17 @@ def _operation(path: str, op: Operation, schemas: dict[Any, Any], is_open: bool)
     if op.description:
         document["description"] = op.description
     parameters: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "description": f"The {name.removesuffix('_id')}'s id.",
+            "schema": {"type": "string"},
+        }
         for name in re.findall(r"\{(\w+)", path)
     ]
     parameters += [query.document() for query in op.query]
+    parameters += [header.document("header") for header in op.headers]
     if parameters:
         document["parameters"] = parameters
     if op.request is not None:

@@ -10,6 +10,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from lmserve.errors import InvalidField
 from lmserve.protocol.chat import ChatMessage, ContentPart, Role, plain_message
+from lmserve.protocol.response_objects import (
+    ResponseFailure,
+    ResponseIncompleteDetails,
+    ResponseStatus,
+    ResponseUsage,
+)
 
 ROOT = "root"  # where a tree begins: the parent of first messages
 MAX_LIMIT = 100
@@ -147,6 +153,10 @@ class Session(Struct, kw_only=True):
     head: Annotated[str | None, Meta(description="The message after which the next turn goes on.")]
     num_messages: Annotated[int, Meta(description="In all branches.")]
     num_tokens: Annotated[int, Meta(description="In all branches.")]
+    running: Annotated[
+        list[str] | UnsetType,
+        Meta(description="The responses that are being made, where one session is asked for."),
+    ] = UNSET
 
 
 class SessionList(Struct, kw_only=True):
@@ -168,7 +178,19 @@ class SessionDeleted(Struct, kw_only=True):
 
 
 class SessionCancelled(Struct, kw_only=True):
+    """What ran in the session is stopped."""
+
     cancelled: Annotated[bool, Meta(description="Whether an answer was running.")]
+
+
+class SessionAnswer(Struct, kw_only=True):
+    """The response that made an answer, in short."""
+
+    id: str
+    status: ResponseStatus
+    incomplete_details: ResponseIncompleteDetails | None = None
+    error: ResponseFailure | None = None
+    usage: ResponseUsage | None = None
 
 
 class SessionMessage(Struct, kw_only=True):
@@ -192,6 +214,13 @@ class SessionMessage(Struct, kw_only=True):
             description="All messages with the same parent, itself too, oldest first. Left out "
             "with `tree`, which shows them."
         ),
+    ] = UNSET
+    status: Annotated[
+        Literal["in_progress", "incomplete", "failed"] | UnsetType,
+        Meta(description="Of an answer that is not whole."),
+    ] = UNSET
+    response: Annotated[
+        SessionAnswer | UnsetType, Meta(description="Of an answer that was made here.")
     ] = UNSET
 
 

@@ -12,7 +12,9 @@ from lmserve.errors import CrossSite, SetupError
 from lmserve.settings import ServerSettings
 
 SAFE_HEADERS = ("Accept", "Accept-Language", "Content-Language", "Content-Type")
-EXPOSED_HEADERS = "X-Request-Id, X-Session-Id, X-Cached-Tokens, Retry-After, WWW-Authenticate"
+EXPOSED_HEADERS = (
+    "X-Request-Id, X-Session-Id, X-Stream-Id, X-Cached-Tokens, Retry-After, WWW-Authenticate"
+)
 MAX_AGE_S = 600  # a browser keeps what a preflight told it
 
 ACTING = web.AppKey("acting", set[web.AbstractRoute])  # those that do more than tell

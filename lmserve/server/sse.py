@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 
 from aiohttp import web
 
 from lmserve.edge.middlewares import bug
-from lmserve.errors import LmserveError
+from lmserve.edge.slow import drop
+from lmserve.errors import EventsGone, LmserveError
 from lmserve.protocol.encode import DONE
 from lmserve.protocol.errors import error_event
+from lmserve.service.streams.stream import Reader, Stream, StreamEvent
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -27,7 +28,8 @@ Follow = Callable[[Callable[[bytes], bool]], Awaitable[None]]
 # Headers not known before the first chunk is.
 LateHeaders = Callable[[], Mapping[str, str]]
 
-logger = logging.getLogger(__name__)
+STREAM_HEADER = "X-Stream-Id"
+MAX_WRITE_BYTES = 64 * 1024  # of what waits for a reader: the log is its buffer, no other is
 
 
 class EventStream:
@@ -50,12 +52,16 @@ class EventStream:
     def started(self) -> bool:
         return self._response.prepared
 
+    async def start(self) -> None:
+        """Sends the headers. The first write does it too."""
+        self._response.headers.update(self._late())
+        await self._response.prepare(self._request)
+        self._chunked = self._response.headers.get("Transfer-Encoding") == "chunked"
+
     async def write(self, data: bytes) -> None:
         self._writing_since = self._loop.time()
         if not self._response.prepared:
-            self._response.headers.update(self._late())
-            await self._response.prepare(self._request)
-            self._chunked = self._response.headers.get("Transfer-Encoding") == "chunked"
+            await self.start()
         await self._response.write(data)
         self._writing_since = None
 
@@ -111,13 +117,6 @@ async def send_whole(
     return response
 
 
-def drop(request: web.Request, write_timeout_s: float) -> None:
-    """Ends the connection; a handler that still runs is cancelled."""
-    logger.warning("dropping a client that read nothing for %.0f s", write_timeout_s)
-    if request.transport is not None:
-        request.transport.abort()
-
-
 def end_event(error: LmserveError) -> bytes:
     """Tells an error as an event, and the end."""
     return error_event(error) + DONE
@@ -158,3 +157,50 @@ async def send(
         return await stream.end()
     finally:
         stream.close()
+
+
+# --- streams that are kept ----------------------------------------------------------------
+
+
+async def send_stream(
+    request: web.Request,
+    stream: Stream,
+    write_timeout_s: float,
+    *,
+    starting_after: int = -1,
+    headers: Mapping[str, str] = {},
+) -> web.StreamResponse:
+    """Sends the events after that one, then those that come, until the stream ends; its id is in
+    a header. Raises InvalidField and EventsGone as `Stream.reading` does, before anything is
+    sent; a client that falls behind what is kept is told so in a last event."""
+    with stream.reading(starting_after) as reader:
+        out = EventStream(request, write_timeout_s, lambda: {STREAM_HEADER: stream.id, **headers})
+        try:
+            await out.start()
+            if request.method != "HEAD":
+                await _send_events(reader, out)
+            return await out.end()
+        finally:
+            out.close()
+
+
+async def _send_events(reader: Reader, out: EventStream) -> None:
+    """What waits goes in one write. While the client keeps up, each event is written in the turn
+    that appends it."""
+    try:
+        while not reader.at_end:
+            await reader.wait()
+            number = reader.next
+            events = reader.take(MAX_WRITE_BYTES)
+            if events:
+                await out.write(b"".join(map(frame, range(number, reader.next), events)))
+            if not out.lags and not reader.behind:
+                await reader.follow(lambda number, event: out.write_now(frame(number, event)))
+    except EventsGone as error:
+        await out.write(error_event(error))
+
+
+def frame(number: int, event: StreamEvent) -> bytes:
+    if event.name:
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (number, event.name, event.data)
+    return b"id: %d\ndata: %b\n\n" % (number, event.data)

@@ -15,18 +15,29 @@ MAX_BODY_BYTES = 64 * 2**20  # being read, decoded and tokenised
 class Admission:
     """Counts requests waiting or running, and their prompt tokens."""
 
-    def __init__(self, max_requests: int, max_tokens: int):
+    def __init__(
+        self, max_requests: int, max_tokens: int, retry_after_s: Callable[[], int] = lambda: 1
+    ):
         self._max_requests = max_requests
         self._max_tokens = max_tokens
+        self._retry_after_s = retry_after_s
         self.num_requests = 0
         self.num_tokens = 0
+
+    @property
+    def is_pressed(self) -> bool:
+        """Half of what it takes is taken."""
+        return (
+            2 * self.num_requests >= self._max_requests or 2 * self.num_tokens >= self._max_tokens
+        )
 
     def enter(self) -> Ticket:
         """A place for one request. Raises Overloaded; then nothing is held."""
         if self.num_requests >= self._max_requests:
             raise Overloaded(
                 f"the server holds {self.num_requests} requests, its limit "
-                "(max_queued_requests): try again in a moment"
+                "(max_queued_requests): try again in a moment",
+                retry_after_s=self._retry_after_s(),
             )
         self.num_requests += 1
         return Ticket(self)
@@ -36,7 +47,8 @@ class Admission:
         if self.num_tokens and self.num_tokens + num_tokens > self._max_tokens:
             raise Overloaded(
                 f"the server holds {self.num_tokens} prompt tokens and its limit "
-                f"(max_queued_tokens) is {self._max_tokens}: try again in a moment"
+                f"(max_queued_tokens) is {self._max_tokens}: try again in a moment",
+                retry_after_s=self._retry_after_s(),
             )
         self.num_tokens += num_tokens
 
@@ -74,14 +86,15 @@ class BodyBytes:
 
     @contextmanager
     def counting(self) -> Iterator[Callable[[int], None]]:
-        """Gives what counts the bytes of one body as they come; it raises Overloaded. At the end
-        they are given back."""
+        """Gives what counts the bytes of one body as they come, or as they go where there are
+        fewer than none; it raises Overloaded. At the end they are given back."""
         own = 0
 
         def count(num_bytes: int) -> None:
             nonlocal own
             # a body over the limit by itself is read when there is no other
-            if self.num_bytes > own and self.num_bytes + num_bytes > self._most:
+            over = num_bytes > 0 and self.num_bytes + num_bytes > self._most
+            if over and self.num_bytes > own:
                 raise Overloaded(
                     f"the server is reading {self.num_bytes} bytes of requests, its limit is "
                     f"{self._most}: try again in a moment"

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 from lmserve.bridge.handle import EngineHandle
-from lmserve.errors import EngineUnavailable, Overloaded
-from lmserve.messages import EngineInfo
+from lmserve.errors import EngineError, EngineUnavailable, Overloaded
+from lmserve.messages import LOWEST
+from lmserve.sampling import SamplingParams
 from lmserve.service import limits
 from lmserve.service.admission import Admission, Ticket
-from lmserve.service.catalog import Catalog
-from lmserve.service.encode import are_short, encode_all
-from lmserve.service.generation import Generation, Work, collect
+from lmserve.service.deadlines import in_time, missed
+from lmserve.service.generation import Generation, collect
 from lmserve.service.metrics import Metrics
-from lmserve.service.prompt import ModelText, assets_key, is_short
+from lmserve.service.prepare import Preparer
+from lmserve.service.prompt import ModelText
 from lmserve.service.transcript import Transcript
+from lmserve.service.waiting import Place, Waiting
+from lmserve.service.work import Work
 from lmserve.settings import Settings
 from lmserve.types import GenerateRequest
 
 __all__ = ["Generation", "Service", "collect"]
 
-MAX_LOOP_CHARS = 8000  # a longer prompt is tokenised in a thread
+T = TypeVar("T")
+
 _TOLD_WITHIN_S = 1.0  # readers of aborted answers get this long to take their last event
 
 
@@ -40,18 +44,19 @@ class Service:
         *,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.catalog = Catalog(settings)
         self._handle = handle
-        self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._waiting = Waiting(handle, clock)
+        self._preparer = Preparer(handle, settings, metrics, self._waiting, clock)
+        self.catalog = self._preparer.catalog
         self._admission = Admission(
-            settings.server.max_queued_requests, settings.server.max_queued_tokens
+            settings.server.max_queued_requests,
+            settings.server.max_queued_tokens,
+            self._waiting.retry_after_s,
         )
-        self._generations: set[Generation] = set()
-        self._executor = ThreadPoolExecutor(2, thread_name_prefix="text")
-        self._text: ModelText | None = None
-        self._text_lock = asyncio.Lock()
+        self._generations: dict[Generation, Place] = {}
+        self._num_prefills = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -70,8 +75,9 @@ class Service:
     async def generate(
         self, request: GenerateRequest, transcript: Transcript | None = None
     ) -> Generation:
-        """Validates, renders, tokenises, submits. Raises RequestError, Overloaded or
-        EngineUnavailable; then nothing runs. Take a lease before the next await."""
+        """Validates, renders, tokenises, submits. Raises RequestError, Overloaded,
+        DeadlineExceeded or EngineUnavailable; then nothing runs. Take a lease before the next
+        await."""
         (generation,) = await self._generate_all([request], transcript)
         return generation
 
@@ -86,13 +92,68 @@ class Service:
         limits.check_texts(len(requests))
         ticket = self._enter()
         try:
-            text = await self.model_text()
-            if are_short(requests, MAX_LOOP_CHARS):
-                return encode_all(text, requests, add_bos)
-            ticket.job = job = self._executor.submit(encode_all, text, requests, add_bos)
-            return await asyncio.wrap_future(job)
+            return await self._preparer.encode(requests, ticket, add_bos=add_bos)
         finally:
             self._leave(ticket)
+
+    @property
+    def at_leisure(self) -> bool:
+        """Nobody waits, and there is room for many more: what need not be done now may be."""
+        waiting = self._handle.stats.num_waiting - self._num_prefills
+        return waiting <= 0 and not self._admission.is_pressed and not self._draining
+
+    async def prefill(self, token_ids: list[int]) -> int:
+        """Runs these tokens while nobody else has any to run: a prompt that begins with them finds
+        them in the cache. Returns how many were there already. A caller that is cancelled ends it.
+        Raises EngineUnavailable, EngineError."""
+        self._check_open()
+        sampling = SamplingParams(temperature=0.0, max_tokens=1)
+        most = self._preparer.info().max_model_len - 1
+        mailbox = self._handle.submit(token_ids[:most], sampling, LOWEST)
+        self._num_prefills += 1
+        try:
+            while True:
+                delivery = await mailbox.get()
+                if delivery.finish in ("stop", "length"):
+                    return delivery.num_cached_tokens
+                if delivery.finish is not None:
+                    raise EngineError(delivery.error or "there was no room to run this ahead")
+        finally:
+            self._num_prefills -= 1
+            self._handle.abort(mailbox)
+
+    async def in_time(
+        self, request: GenerateRequest, wait: Callable[[], Awaitable[T]]
+    ) -> tuple[T, GenerateRequest]:
+        """Waits for what must come before `generate`, within the request's deadline. Returns the
+        request with what is left of that. Raises DeadlineExceeded."""
+        return await in_time(request, wait, self._clock)
+
+    def position(self, generation: Generation) -> tuple[int, float | None] | None:
+        """How many come before it, and in how many seconds it begins, as far as is known; None
+        once it has begun."""
+        place = self._generations.get(generation)
+        return None if place is None else self._waiting.position(place)
+
+    def update(
+        self,
+        generation: Generation,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: Sequence[str] | None = None,
+    ) -> int:
+        """Changes a running answer from its next token on. Returns the tokens it had by then, as
+        far as is known. Raises InvalidField, AnswerConflict, EngineUnavailable."""
+        sampling = limits.changed(
+            generation.sampling,
+            generation.num_prompt_tokens,
+            self._preparer.info(),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            stop=stop,
+        )
+        return generation.update(sampling, stop)
 
     def abort_session(self, owner: str, session_id: int) -> int:
         """Ends the answers that this owner asked for under this id, whatever route made them;
@@ -106,7 +167,7 @@ class Service:
     async def model_text(self) -> ModelText:
         """Tokenizer and template of the model that is served. Raises EngineUnavailable while
         there is none, ModelError where the tokenizer is damaged."""
-        return await self._model_text(self._info())
+        return await self._preparer.model_text(self._preparer.info())
 
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new, lets running answers finish, aborts the rest. Their readers see
@@ -114,16 +175,14 @@ class Service:
         self._draining = True
         if await self._wait_idle(timeout_s):
             return
-        for generation in list(self._generations):
-            generation.abort()
+        self._shut_down()
         await self._wait_idle(_TOLD_WITHIN_S)
 
     def close(self) -> None:
         """Ends everything at once. Idempotent."""
         self._draining = True
-        for generation in list(self._generations):
-            generation.abort()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._shut_down()
+        self._preparer.close()
 
     # --- one request ------------------------------------------------------------------
 
@@ -137,7 +196,7 @@ class Service:
             for _ in requests:
                 tickets.append(self._enter())  # noqa: PERF401  where one fails, the others are left
             works = [
-                await self._make_work(request, ticket, arrived_s, transcript)
+                await self._preparer.work(request, ticket, arrived_s, transcript)
                 for request, ticket in zip(requests, tickets, strict=True)
             ]
             self._check_open()
@@ -151,49 +210,10 @@ class Service:
             raise
         return generations
 
-    async def _make_work(
-        self,
-        request: GenerateRequest,
-        ticket: Ticket,
-        arrived_s: float,
-        transcript: Transcript | None,
-    ) -> Work:
-        info = self._info()
-        model = self.catalog.find(request.model, info)
-        limits.check_prompt(request, info)
-        sampling = limits.sampling_params(request, info)
-        text = await self._model_text(info)
-        sampling = text.with_stops(request, sampling)
-        token_ids = await self._token_ids(text, request, ticket)
-        sampling = limits.fit(request, sampling, len(token_ids), info)
-        try:
-            ticket.add_tokens(len(token_ids))
-        except Overloaded:
-            self._metrics.rejected("tokens")
-            raise
-        if transcript is not None:
-            transcript.begin(text, token_ids)
-        return Work(
-            model=model.name,
-            token_ids=token_ids,
-            sampling=sampling,
-            output=text.output(request, sampling, token_ids),
-            arrived_s=arrived_s,
-            owner=request.owner,
-            session_id=request.session_id,
-            transcript=transcript,
-        )
-
-    async def _token_ids(
-        self, text: ModelText, request: GenerateRequest, ticket: Ticket
-    ) -> list[int]:
-        if is_short(request, MAX_LOOP_CHARS):
-            return text.token_ids(request)
-        ticket.job = job = self._executor.submit(text.token_ids, request)
-        return await asyncio.wrap_future(job)
-
     def _start(self, work: Work, ticket: Ticket) -> Generation:
-        mailbox = self._handle.submit(work.token_ids, work.sampling)
+        mailbox = self._handle.submit(work.token_ids, work.sampling, work.priority)
+        place = self._waiting.enter(work.priority)
+        mailbox.on_begun = partial(self._waiting.told, place)
         generation = Generation(
             work,
             mailbox,
@@ -202,32 +222,20 @@ class Service:
             clock=self._clock,
             on_end=partial(self._on_end, ticket=ticket),
         )
-        self._generations.add(generation)
+        self._generations[generation] = place
+        if work.deadline_s is not None:
+            self._end_in(work.deadline_s, generation)
         claimant = asyncio.current_task()
         assert claimant is not None
         generation.await_lease(claimant)
         return generation
 
-    def _info(self) -> EngineInfo:
-        info = self._handle.info
-        if info is None:
-            raise EngineUnavailable(
-                f"the engine is not ready ({self._handle.health().reason}): try again in a moment"
-            )
-        self._metrics.engine_started(info)
-        return info
+    def _end_in(self, seconds: float, generation: Generation) -> None:
+        def on_deadline() -> None:
+            generation.miss_deadline(missed(self._waiting.retry_after_s()))
 
-    async def _model_text(self, info: EngineInfo) -> ModelText:
-        """That of the engine which serves now; loaded again only where it changed."""
-        if self._text is not None and self._text.key == assets_key(info):
-            return self._text
-        async with self._text_lock:
-            if self._text is None or self._text.key != assets_key(info):
-                loop = asyncio.get_running_loop()
-                self._text = await loop.run_in_executor(
-                    self._executor, ModelText, info, self._settings
-                )
-            return self._text
+        timer = asyncio.get_running_loop().call_later(seconds, on_deadline)
+        generation.on_ended(lambda _: timer.cancel())
 
     # --- places -----------------------------------------------------------------------
 
@@ -265,8 +273,12 @@ class Service:
             generation.abort()
         return len(generations)
 
+    def _shut_down(self) -> None:
+        for generation in list(self._generations):
+            generation.abort("shutdown")
+
     def _on_end(self, generation: Generation, ticket: Ticket) -> None:
-        self._generations.discard(generation)
+        self._waiting.end(self._generations.pop(generation))
         self._leave(ticket)
 
     async def _wait_idle(self, timeout_s: float) -> bool:

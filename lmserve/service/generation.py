@@ -9,32 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from lmserve.bridge.handle import EngineHandle
 from lmserve.bridge.mailbox import Delivery, Mailbox
-from lmserve.errors import EngineDied, EngineError
+from lmserve.errors import AnswerConflict, DeadlineExceeded, EngineDied, EngineError
 from lmserve.sampling import SamplingParams
 from lmserve.service.metrics import Metrics, RequestRecord
 from lmserve.service.transcript import Transcript
-from lmserve.text.output import OutputText
-from lmserve.types import Done, Event, FinishReason, TextDelta, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """A validated request, ready to be submitted."""
-
-    model: str
-    token_ids: list[int]
-    sampling: SamplingParams
-    output: OutputText
-    arrived_s: float  # on the service's clock
-    owner: str = ""
-    session_id: int | None = None  # with `owner`, the client's handle to end it by
-    transcript: Transcript | None = None  # kept of the answer
+from lmserve.service.work import Outcome, Work, reason_of
+from lmserve.types import Done, Event, TextDelta, Usage
 
 
 class Generation:
@@ -57,6 +42,7 @@ class Generation:
         self.num_prompt_tokens = len(work.token_ids)
         self.sampling = work.sampling
         self.ttft_s: float | None = None  # from the request's arrival to its first token
+        self.abort_reason: str | None = None  # `deadline`, `shutdown`, or whatever `abort` was told
         self._output = work.output
         self._transcript = work.transcript
         self._arrived_s = work.arrived_s
@@ -67,11 +53,12 @@ class Generation:
         self._metrics = metrics
         self._clock = clock
         self._on_end = on_end
-        self._listeners: list[Callable[[Done | EngineError], None]] = []
+        self._listeners: list[Callable[[Outcome], None]] = []
         self._num_cached_tokens = 0
         self._last_token_s = 0.0
         self._held_ids: list[int] = []  # tokens whose text is not shown yet
-        self._outcome: Done | EngineError | None = None
+        self._outcome: Outcome | None = None
+        self._late: DeadlineExceeded | None = None
         self._told = False  # the outcome was given to the reader
         self._num_leases = 0
         self._claimant: asyncio.Task[object] | None = None
@@ -123,19 +110,46 @@ class Generation:
         """The last reader is gone. The one policy so far: end at once."""
         if self._transcript is not None and self._outcome is None:
             self._note(self._transcript, self._output.end(), [])  # what was held
-        self._end(Done("abort", self.usage))
+        self._end(self._aborted())
 
-    def abort(self) -> None:
+    def abort(self, reason: str | None = None) -> None:
         """Ends it from outside; its reader is told `abort`."""
+        if not self.is_ending:
+            self.abort_reason = reason
         if self._num_leases:
             self._handle.abort(self._mailbox)
         else:
             self._abandon()
 
+    def miss_deadline(self, error: DeadlineExceeded) -> None:
+        """Ends it: with that error where it has said nothing, else with `abort`."""
+        self._late = error
+        self.abort("deadline")
+
+    @property
+    def is_ending(self) -> bool:
+        """It has ended, whether its reader knows or not."""
+        return self.ended or self._mailbox.finished
+
+    # --- changes ----------------------------------------------------------------------
+
+    def update(self, sampling: SamplingParams, stops: Sequence[str] | None = None) -> int:
+        """Goes on with these settings and, unless None, stop strings: what was shown stays.
+        Returns the tokens made before, as far as known. Raises AnswerConflict."""
+        if self.is_ending:
+            raise AnswerConflict("the answer has ended: nothing of it can be changed")
+        if sampling != self.sampling:
+            self.sampling = sampling
+            self._handle.update(self._mailbox, sampling)
+        if stops is not None:
+            self._output.change_stops(stops)
+        return self._output.num_tokens
+
     # --- events -----------------------------------------------------------------------
 
     def events(self) -> AsyncIterator[Event]:
-        """TextDelta … then one Done; or raises EngineError. Hold a lease while reading."""
+        """TextDelta … then one Done; or raises EngineError or DeadlineExceeded. Hold a lease while
+        reading."""
         return self
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -150,9 +164,9 @@ class Generation:
         if self._told:
             raise StopAsyncIteration
         self._told = True
-        if isinstance(self._outcome, EngineError):
-            raise self._outcome
-        return self._outcome
+        if isinstance(self._outcome, Done):
+            return self._outcome
+        raise self._outcome
 
     async def follow(self, show: Callable[[TextDelta], bool]) -> None:
         """Hands each delta to `show` in the very turn that brings its step: no task wakes for
@@ -216,7 +230,7 @@ class Generation:
         if self._output.stop is not None:
             transcript.cut()
 
-    def _outcome_of(self, delivery: Delivery) -> Done | EngineError:
+    def _outcome_of(self, delivery: Delivery) -> Outcome:
         stop: str | int | None = self._output.stop
         if stop is not None:
             return Done("stop", self.usage, stop)
@@ -226,7 +240,12 @@ class Generation:
         if delivery.finish == "stop":
             asked = delivery.stop_token_id in self.sampling.stop_token_ids
             return Done("stop", self.usage, delivery.stop_token_id if asked else None)
-        return Done("length" if delivery.finish == "length" else "abort", self.usage)
+        return Done("length", self.usage) if delivery.finish == "length" else self._aborted()
+
+    def _aborted(self) -> Done | DeadlineExceeded:
+        if self._late is not None and self.ttft_s is None:
+            return self._late
+        return Done("abort", self.usage)
 
     def _observe(self, delivery: Delivery) -> None:
         now = self._clock()
@@ -241,7 +260,7 @@ class Generation:
 
     # --- the end ----------------------------------------------------------------------
 
-    def _end(self, outcome: Done | EngineError) -> None:
+    def _end(self, outcome: Outcome) -> None:
         """Once, whoever comes first; never waits."""
         if self._outcome is not None:
             return
@@ -255,7 +274,7 @@ class Generation:
         for listener in listeners:
             listener(outcome)
 
-    def on_ended(self, listener: Callable[[Done | EngineError], None]) -> None:
+    def on_ended(self, listener: Callable[[Outcome], None]) -> None:
         """Called once, at the end, whoever brings it about and in whose task; at once where it
         has come. Never waits, must not raise."""
         if self._outcome is None:
@@ -263,11 +282,10 @@ class Generation:
         else:
             listener(self._outcome)
 
-    def _record(self, outcome: Done | EngineError) -> RequestRecord:
-        reason: FinishReason = outcome.finish_reason if isinstance(outcome, Done) else "error"
+    def _record(self, outcome: Outcome) -> RequestRecord:
         first_s = self._arrived_s + (self.ttft_s or 0.0)
         return RequestRecord(
-            finish_reason=reason,
+            finish_reason=reason_of(outcome),
             usage=self.usage,
             max_tokens=self.sampling.max_tokens,
             e2e_s=self._clock() - self._arrived_s,
@@ -279,7 +297,7 @@ class Generation:
 
 
 async def collect(generation: Generation) -> tuple[str, Done]:
-    """The whole text and how it ended. Raises EngineError."""
+    """The whole text and how it ended. Raises EngineError or DeadlineExceeded."""
     parts: list[str] = []
 
     def keep(delta: TextDelta) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -18,7 +19,12 @@ from lmserve.types import GenerateRequest
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1000
 MAX_STOP_TOKEN_IDS = 256
+MAX_PRIORITY = 100
+MAX_DEADLINE_S = 86400
 MAX_TEXTS = 1024  # tokenised in one call
+MAX_METADATA = 16  # pairs that a client adds
+MAX_METADATA_NAME_CHARS = 64
+MAX_METADATA_CHARS = 512
 _INT64 = 2**63
 
 # name: (least, greatest, words for people)
@@ -70,6 +76,26 @@ def check_texts(num_texts: int) -> None:
         )
 
 
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Of an answer that is kept."""
+    if len(metadata) > MAX_METADATA:
+        raise InvalidField(
+            f"metadata has {len(metadata)} keys: give at most {MAX_METADATA}", param="metadata"
+        )
+    for name, value in metadata.items():
+        if len(name) > MAX_METADATA_NAME_CHARS:
+            raise InvalidField(
+                f"metadata has a key of {len(name)} characters: give at most "
+                f"{MAX_METADATA_NAME_CHARS}",
+                param="metadata",
+            )
+        if len(value) > MAX_METADATA_CHARS:
+            raise InvalidField(
+                f"metadata.{name} has {len(value)} characters: give at most {MAX_METADATA_CHARS}",
+                param=f"metadata.{name}",
+            )
+
+
 def prompt_param(request: GenerateRequest) -> str:
     """What the client calls its prompt."""
     return _param(request, "prompt" if request.messages is None else "messages")
@@ -83,7 +109,7 @@ def sampling_params(request: GenerateRequest, info: EngineInfo) -> SamplingParam
     """The request's values over the model's defaults over ours, each checked. `max_tokens` is
     not yet cut to what fits: `fit` does that when the prompt's length is known."""
     max_tokens, min_tokens = _token_bounds(request, info)
-    _check_stops(request)
+    _check_stops(request.stop)
     _check_ids(request.stop_token_ids, "stop_token_ids", info.vocab_size)
     if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise InvalidField(
@@ -128,6 +154,52 @@ def fit(
     if sampling.max_tokens <= room:
         return sampling
     return msgspec.structs.replace(sampling, max_tokens=room)
+
+
+def check_turn(request: GenerateRequest) -> None:
+    """When it is to run."""
+    if not 0 <= request.priority <= MAX_PRIORITY:
+        raise InvalidField(
+            f"priority is {request.priority}: it must be from 0 to {MAX_PRIORITY}; higher waits "
+            "for lower",
+            param="priority",
+        )
+    deadline_s = request.deadline_s
+    if deadline_s is not None and not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise InvalidField(
+            f"deadline_s is {deadline_s}: it must be above 0 and at most {MAX_DEADLINE_S}; leave "
+            "it out for none",
+            param="deadline_s",
+        )
+
+
+def changed(
+    sampling: SamplingParams,
+    num_prompt_tokens: int,
+    info: EngineInfo,
+    *,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+    stop: Sequence[str] | None = None,
+) -> SamplingParams:
+    """The settings of a running answer with these changes, checked as those of a new one."""
+    if max_tokens is None and temperature is None and stop is None:
+        raise InvalidField("nothing is changed: give max_tokens, temperature or stop")
+    _check_stops(stop or ())
+    if max_tokens is None:
+        max_tokens = sampling.max_tokens
+    asked = GenerateRequest(
+        temperature=sampling.temperature if temperature is None else temperature,
+        max_tokens=max_tokens,
+        min_tokens=min(sampling.min_tokens, max_tokens),
+    )
+    max_tokens, min_tokens = _token_bounds(asked, info)
+    return msgspec.structs.replace(
+        sampling,
+        temperature=_number("temperature", asked, info),
+        max_tokens=min(max_tokens, info.max_model_len - num_prompt_tokens),
+        min_tokens=min_tokens,
+    )
 
 
 def _token_bounds(request: GenerateRequest, info: EngineInfo) -> tuple[int, int]:
@@ -192,12 +264,10 @@ def _seed(given: int | None) -> int:
     return given
 
 
-def _check_stops(request: GenerateRequest) -> None:
-    if len(request.stop) > MAX_STOPS:
-        raise InvalidField(
-            f"stop has {len(request.stop)} strings: at most {MAX_STOPS}", param="stop"
-        )
-    for index, stop in enumerate(request.stop):
+def _check_stops(stops: Sequence[str]) -> None:
+    if len(stops) > MAX_STOPS:
+        raise InvalidField(f"stop has {len(stops)} strings: at most {MAX_STOPS}", param="stop")
+    for index, stop in enumerate(stops):
         if not 1 <= len(stop) <= MAX_STOP_CHARS:
             raise InvalidField(
                 f"stop[{index}] has {len(stop)} characters: it must have 1 to {MAX_STOP_CHARS}",

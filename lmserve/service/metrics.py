@@ -72,6 +72,12 @@ class Metrics:
         self.finished: dict[FinishReason, int] = dict.fromkeys(_REASONS, 0)
         self.rejections: dict[str, int] = {"requests": 0, "tokens": 0, "bytes": 0}
         self.unknown_fields: Counter[str] = Counter()
+        self.num_sockets = 0  # open
+        self.socket_events: Counter[str] = Counter()  # that clients sent, by type
+        self.kv_tokens_pinned = 0  # of conversations
+        self.kv_bytes_spilled = 0
+        self.kv_saves = 0
+        self.kv_restores: dict[str, int] = dict.fromkeys(("hit", "miss", "refused", "late"), 0)
         self.ttft = Histogram(_SECONDS)
         self.inter_token = Histogram(_GAPS)
         self.time_per_token = Histogram(_GAPS)
@@ -151,6 +157,7 @@ class Metrics:
             self.engine_started(info)
         model = model_name(self._settings, self._engine) if self._engine is not None else ""
         yield from self._gauges(model)
+        yield _gauge("lmserve:websockets", "WebSockets that are open", model, self.num_sockets)
         yield from self._counters(model)
         yield from self._histograms(model)
 
@@ -176,6 +183,16 @@ class Metrics:
         for state in ("free", "cached", "pinned", "held"):
             blocks.add_metric([model, state], getattr(stats, f"blocks_{state}"))
         yield blocks
+        yield _gauge(
+            "lmserve:session_kv_tokens_pinned",
+            "Tokens of conversations kept in the KV cache",
+            model,
+            self.kv_tokens_pinned,
+        )
+        yield _gauge(
+            "lmserve:session_kv_disk_bytes", "KV of conversations on disk", model,
+            self.kv_bytes_spilled,
+        )  # fmt: skip
 
     def _counters(self, model: str) -> Iterator[Metric]:
         stats = self._handle.stats
@@ -187,12 +204,17 @@ class Metrics:
             ("vllm:prefix_cache_queries", "Prompt tokens looked up", stats.prefix_queries),
             ("vllm:prefix_cache_hits", "Prompt tokens found", stats.prefix_hits),
             ("lmserve:engine_restarts", "Engines started after the first", self.engine_restarts),
+            ("lmserve:session_kv_saves", "Conversations written to disk", self.kv_saves),
         ):
             yield _counter(name, doc, model, value)
         yield _labelled("vllm:request_success", "Requests ended", "finished_reason", model,
                         self.finished)  # fmt: skip
         yield _labelled("vllm:admission_rejections", "Requests refused with 429", "reason", model,
                         self.rejections)  # fmt: skip
+        yield _labelled("lmserve:session_kv_restores", "Reads of them, by how they went", "result",
+                        model, self.kv_restores)  # fmt: skip
+        yield _labelled("lmserve:websocket_events", "Events that clients sent", "type", model,
+                        self.socket_events)  # fmt: skip
         yield _labelled("lmserve:unknown_fields", "JSON fields that were ignored", "field", model,
                         self.unknown_fields)  # fmt: skip
 

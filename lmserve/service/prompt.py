@@ -71,6 +71,10 @@ class ModelText:
             request.messages, history.num_messages, kwargs=request.chat_template_kwargs
         )
 
+    def said(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
+        """The text of an answer so far; less the beginning of a code point at its end."""
+        return self.tokenizer.detokenizer(skip_special=skip_special).push(token_ids)
+
     def check_length(self, request: GenerateRequest, num_chars: int) -> None:
         """Refuses what cannot fit. Raises PromptTooLong."""
         limits.check_length(request, num_chars, self.tokenizer.max_token_chars, self._info)
@@ -80,12 +84,14 @@ class ModelText:
     ) -> OutputText:
         """What turns the answer's tokens into what the client sees."""
         # a completion goes on from its prompt, a chat's answer is a text of its own
-        context = prompt_ids[-8:] if request.messages is None else ()
+        goes_on = request.messages is None and not request.continues
         detokenizer = self.tokenizer.detokenizer(
-            skip_special=request.skip_special_tokens, context=context
+            skip_special=request.skip_special_tokens, context=prompt_ids[-8:] if goes_on else ()
         )
-        stops = (*request.stop, *self._stops) if _ends_as_chat(request) else request.stop
-        return OutputText(detokenizer, stops, sampling.min_tokens)
+        if request.continues and request.history is not None:
+            detokenizer.push(prompt_ids[len(request.history.token_ids) :])  # said before
+        always = self._stops if _ends_as_chat(request) else ()
+        return OutputText(detokenizer, request.stop, sampling.min_tokens, always=always)
 
     def with_stops(self, request: GenerateRequest, sampling: SamplingParams) -> SamplingParams:
         """And with the stop tokens of the chat template, in a chat."""
@@ -101,7 +107,7 @@ class ModelText:
 
 def _ends_as_chat(request: GenerateRequest) -> bool:
     """At the stop words of the chat template too."""
-    return request.messages is not None and not request.ignore_eos
+    return (request.messages is not None or request.continues) and not request.ignore_eos
 
 
 def _digest(info: EngineInfo) -> str:

@@ -10,16 +10,17 @@ from lmserve.service.prompt import ModelText
 class Transcript:
     """Given to `Service.generate`, which fills it."""
 
-    def __init__(self) -> None:
-        self.prompt_ids: list[int] = []
+    def __init__(self, text: str = "", token_ids: Sequence[int] = ()) -> None:
+        """`text`: what was said before, by these tokens at the prompt's end; it goes on."""
+        self.prompt_ids: list[int] = []  # less those
         self._model_text: ModelText | None = None
-        self._parts: list[str] = []
-        self._answer_ids: list[int] = []
+        self._parts = [text]
+        self._answer_ids = [*token_ids]
         self._cut = False
 
     def begin(self, model_text: ModelText, prompt_ids: list[int]) -> None:
         self._model_text = model_text
-        self.prompt_ids = prompt_ids
+        self.prompt_ids = prompt_ids[: len(prompt_ids) - len(self._answer_ids)]
 
     def add(self, text: str, token_ids: Sequence[int]) -> None:
         """Once a step: cheap. `token_ids` without the hidden end token."""

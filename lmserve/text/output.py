@@ -11,8 +11,18 @@ from lmserve.text.stops import StopMatcher
 class OutputText:
     """Text of one answer as its tokens come."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = (), min_tokens: int = 0):
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: Sequence[str] = (),
+        min_tokens: int = 0,
+        *,
+        always: Sequence[str] = (),
+    ):
+        """`always`: stop strings that are never changed."""
         self._detokenizer = detokenizer
+        self._always = tuple(always)
+        stops = (*stops, *always)
         self._matcher = StopMatcher(stops) if stops else None
         self._min_tokens = min_tokens
         self.num_tokens = 0  # pushed, up to and with the one that completed a stop string
@@ -36,6 +46,12 @@ class OutputText:
             return text  # a stop string does not begin in these either
         shown, self.stop = matcher.push(text)
         return shown
+
+    def change_stops(self, stops: Sequence[str]) -> None:
+        """From here on. Text that was held and is not shown yet is looked at again."""
+        held = "" if self._matcher is None else self._matcher.flush()
+        stops = (*stops, *self._always)
+        self._matcher = StopMatcher(stops, held) if stops or held else None
 
     def end(self, num_hidden: int = 0) -> str:
         """The stream is over: what was held. `num_hidden` tokens more were made, not shown."""

@@ -13,14 +13,18 @@ class StopMatcher:
     """One stream of text. Text is held only while it may be the beginning of a stop string,
     so never more than the longest stop string less one character."""
 
-    def __init__(self, stops: Sequence[str]):
+    def __init__(self, stops: Sequence[str], before: str = ""):
+        """`before`: text that another matcher held; it comes before what is pushed first."""
         assert all(stops)
         self._automata = [_Automaton(stop) for stop in stops]
         self._held = ""
+        self._before = before
 
     def push(self, text: str) -> tuple[str, str | None]:
         """The text to show, and the stop string matched if one was. After a match the stream
         is over: nothing may be pushed or flushed."""
+        if self._before:
+            text, self._before = self._before + text, ""
         first: tuple[int, int, str] | None = None  # end in `text`, start (negative: held), stop
         for automaton in self._automata:
             end = automaton.feed(text)
@@ -38,7 +42,7 @@ class StopMatcher:
 
     def flush(self) -> str:
         """At the end of the stream: what was held after all."""
-        held, self._held = self._held, ""
+        held, self._held, self._before = self._held + self._before, "", ""
         return held
 
 

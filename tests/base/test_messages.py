@@ -19,6 +19,7 @@ from lmserve.messages import (
     Submit,
     ToEngine,
     ToServer,
+    Update,
     pack_ids,
     unpack_ids,
 )
@@ -43,10 +44,11 @@ sampling = st.builds(
 )
 submits = st.builds(Submit, st.integers(0, 2**62), token_ids.map(pack_ids), sampling)
 aborts = st.builds(Abort, st.lists(st.integers(0, 2**62)))
+updates = st.builds(Update, st.integers(0, 2**62), sampling)
 controls = st.builds(Control, st.integers(0, 2**62), st.text())
 
 
-@given(st.lists(submits | aborts | controls))
+@given(st.lists(submits | updates | aborts | controls))
 def test_a_frame_to_the_engine_comes_back(frame: list[ToEngine]):
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(frame), type=list[ToEngine]) == frame
 

@@ -74,11 +74,14 @@ def test_every_setting_is_a_flag_of_the_server():
     assert {flag for flag in flags if f"{flag} " not in text} == set()
 
 
+KEPT = ("Conversations", "Streams", "Conversations kept warm")
+
+
 @pytest.mark.parametrize(
     ("command", "groups"),
     [
-        ("serve api_server", ["Options", "Server", "Engine", "Conversations", "Log"]),
-        ("config show", ["Options", "Server", "Engine", "Conversations", "Log"]),
+        ("serve api_server", ["Options", "Server", "Engine", *KEPT, "Log"]),
+        ("config show", ["Options", "Server", "Engine", *KEPT, "Log"]),
         ("chat", ["Options", "Engine", "Log"]),
         ("run", ["Options", "Engine", "Log"]),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from lmserve.messages import pack_ids
 from lmserve.service.generate import collect
-from lmserve.service.sessions import UNSET, SessionKey
+from lmserve.service.sessions.sessions import UNSET, SessionKey
 from lmserve.types import GenerateRequest
 from tests.e2e.test_sessions import conversing
 
@@ -24,7 +24,7 @@ async def answer(sessions, key, text, after=UNSET):
     _, done = await collect(turn.generation)
     await turn.settled()
     text_key = (await sessions._service.model_text()).text_key
-    line = await sessions._keeper.run(lambda store: store.load(key, text_key))
+    line = await sessions.keeper.run(lambda store: store.load(key, text_key))
     assert line.history.num_messages == len(line.messages)
     ids = line.history.token_ids
     return turn, done.usage, ids[:-NUM_TOKENS], ids[-NUM_TOKENS:]

@@ -16,7 +16,7 @@ from lmserve.bridge.select import make_handle
 from lmserve.messages import pack_ids
 from lmserve.service.generate import Service, collect
 from lmserve.service.metrics import Metrics
-from lmserve.service.sessions import SessionKey, Sessions
+from lmserve.service.sessions.sessions import SessionKey, Sessions
 from lmserve.settings import EngineSettings, SessionSettings, Settings
 from lmserve.types import GenerateRequest
 from tests.e2e.conftest import serving
@@ -58,7 +58,7 @@ async def say(sessions, text):
     _, done = await collect(turn.generation)
     await turn.settled()
     key = (await sessions._service.model_text()).text_key
-    line = await sessions._keeper.run(lambda store: store.load(KEY, key))
+    line = await sessions.keeper.run(lambda store: store.load(KEY, key))
     assert line.history.num_messages == len(line.messages)
     return done.usage, line.history.token_ids
 

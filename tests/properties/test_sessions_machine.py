@@ -25,7 +25,7 @@ from lmserve.errors import EngineError, SessionBusy, SessionFull, SessionLost
 from lmserve.messages import unpack_ids
 from lmserve.service.generate import Service, collect
 from lmserve.service.metrics import Metrics
-from lmserve.service.sessions import SessionKey, Sessions, Turn
+from lmserve.service.sessions.sessions import SessionKey, Sessions, Turn
 from lmserve.settings import EngineSettings, SessionSettings, Settings
 from lmserve.types import GenerateRequest
 
@@ -241,7 +241,7 @@ class SessionsMachine(RuleBasedStateMachine):
             request = self.request(key, "q", "one")
             turn = await self.sessions.turn(key, request, keep=True)
             waiter = asyncio.create_task(self.sessions.turn(key, request, keep=True))
-            while not self.sessions._turns._waiters.get(key):  # noqa: ASYNC110
+            while not self.sessions.turns._waiters.get(key):  # noqa: ASYNC110
                 await asyncio.sleep(0)
             await self.sessions.end(key)
             await turn.settled()
@@ -270,7 +270,7 @@ class SessionsMachine(RuleBasedStateMachine):
     @rule(s=st.sampled_from([1.0, 1.0, 60.0, 101.0]))
     def time_passes(self, s) -> None:
         self.now_s += s
-        self.run(self.sessions._keeper.sweep())
+        self.run(self.sessions.keeper.sweep())
         for key, known in list(self.known.items()):
             if known.used_s < self.now_s - TTL_S:
                 del self.known[key]
@@ -300,7 +300,7 @@ class SessionsMachine(RuleBasedStateMachine):
 
     async def held(self, key: SessionKey) -> Any:
         text = await self.service.model_text()
-        return await self.sessions._keeper.run(lambda store: store.load(key, text.text_key))
+        return await self.sessions.keeper.run(lambda store: store.load(key, text.text_key))
 
     @invariant()
     def what_is_kept_is_what_was_said(self) -> None:
@@ -315,7 +315,7 @@ class SessionsMachine(RuleBasedStateMachine):
                 assert line.history.token_ids == known.ids
                 assert line.history.num_messages == len(known.messages)
                 assert line.num_tokens == len(known.ids)
-        assert not self.sessions._turns.busy
+        assert not self.sessions.turns.busy
 
 
 def test_sessions_hold_what_was_said() -> None:

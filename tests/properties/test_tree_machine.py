@@ -32,7 +32,7 @@ from lmserve.errors import (
 from lmserve.messages import unpack_ids
 from lmserve.service.generate import Service, collect
 from lmserve.service.metrics import Metrics
-from lmserve.service.sessions import UNSET, Node, SessionKey, Sessions, Turn
+from lmserve.service.sessions.sessions import UNSET, Node, SessionKey, Sessions, Turn
 from lmserve.settings import EngineSettings, SessionSettings, Settings
 from lmserve.types import GenerateRequest
 
@@ -374,7 +374,7 @@ class TreeMachine(RuleBasedStateMachine):
             assert info.num_messages == len(nodes)
             assert _lines(await self.sessions.line(key)) == tree.head.messages
             for known in tree.all[1:]:
-                line = await self.sessions._keeper.run(
+                line = await self.sessions.keeper.run(
                     lambda store, key=key, known=known: store.load(key, text.text_key, at(known))
                 )
                 assert tuple(map(json.dumps, line.messages)) == known.messages
@@ -385,7 +385,7 @@ class TreeMachine(RuleBasedStateMachine):
             listed, _ = await self.sessions.list(owner, limit=10)
             expected = {key.id for key in self.trees if key.owner == owner}
             assert {info.id for info in listed} == expected
-        assert not self.sessions._turns.busy
+        assert not self.sessions.turns.busy
 
 
 def _lines(nodes: list[Node]) -> tuple[str, ...]:

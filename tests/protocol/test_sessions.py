@@ -1,4 +1,4 @@
-"""The words of /v1/sessions: ids, forms of a turn, events."""
+"""The words of /v1/sessions: ids, forms of a turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmserve.errors import EngineError, InvalidField
+from lmserve.errors import InvalidField
 from lmserve.protocol.decode import decode
 from lmserve.protocol.sessions import (
     SessionAppend,
@@ -25,7 +25,7 @@ from lmserve.protocol.sessions import (
     truth,
     whole_number,
 )
-from lmserve.protocol.turns import TurnBody, TurnEncoder, TurnHead
+from lmserve.protocol.turns import TurnBody
 
 
 def read(kind: Any, **fields: Any) -> Any:
@@ -100,6 +100,8 @@ def test_the_forms_of_a_turn(fields: dict[str, Any]) -> None:
         ({"input": "hi", "regenerate": "msg_1"}, "regenerate"),
         ({"after": "msg_1", "regenerate": "msg_1"}, "regenerate"),
         ({"edit": "msg_1", "regenerate": "msg_1"}, "regenerate"),
+        ({"input": "hi", "continue": "msg_1"}, "continue"),
+        ({"regenerate": "msg_1", "continue": "msg_1"}, "continue"),
     ],
 )
 def test_any_other_form_is_refused(fields: dict[str, Any], param: str) -> None:
@@ -115,34 +117,12 @@ def test_an_empty_input(empty: Any) -> None:
 
 
 def test_sampling_fields_of_a_turn() -> None:
-    asked = read(TurnBody, input="hi", temperature=0, max_tokens=3, max_completion_tokens=4)
+    asked = read(TurnBody, input="hi", temperature=0, max_tokens=3, max_output_tokens=4)
     wanted = asked.to_generate("me")
     assert (wanted.temperature, wanted.max_tokens, wanted.owner) == (0, 4, "me")
-    assert wanted.params["max_tokens"] == "max_completion_tokens"
+    assert wanted.params["max_tokens"] == "max_output_tokens"
     with pytest.raises(InvalidField, match="session_id"):
         read(TurnBody, input="hi", session_id=7)  # the path says it
-
-
-def events(data: bytes) -> list[tuple[str, Any]]:
-    found = []
-    for block in data.decode().removesuffix("\n\n").split("\n\n"):
-        name, body = block.split("\n")
-        found.append((name.removeprefix("event: "), orjson.loads(body.removeprefix("data: "))))
-    return found
-
-
-def test_events_are_named_and_numbered() -> None:
-    encoder = TurnEncoder(TurnHead("s", "m", 7))
-    told = events(
-        encoder.started() + encoder.delta('a"\n') + encoder.failed(EngineError("out of luck"))
-    )
-    assert [name for name, _ in told] == ["turn.started", "turn.delta", "error"]
-    assert [data["type"] for _, data in told] == ["turn.started", "turn.delta", "error"]
-    assert [data["sequence_number"] for _, data in told] == [0, 1, 2]
-    started, delta, failed = (data for _, data in told)
-    assert (started["session"], started["model"], started["created_at"]) == ("s", "m", 7)
-    assert delta["text"] == 'a"\n'
-    assert failed["error"]["message"] == "out of luck"
 
 
 def test_a_stored_message_on_the_wire() -> None:

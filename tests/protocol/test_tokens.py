@@ -133,6 +133,6 @@ def test_levels_and_tags() -> None:
     ],
 )
 def test_health_in_lmdeploys_words(state: Any, status: str, code: int) -> None:
-    told = HealthResponse.of(state, "why", 1.23456)
+    told = HealthResponse.of(state, "why", 1.23456, "0123abcd")
     assert (told.status, told.state, told.http_status) == (status, state, code)
     assert (told.message, told.heard_s) == ("why", 1.235)

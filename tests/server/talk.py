@@ -59,12 +59,14 @@ def ids(listed: Any) -> list[str]:
     return [each["id"] for each in listed["data"]]
 
 
-def read_events(stream: bytes) -> list[tuple[str, Any]]:
-    assert stream.endswith(b"data: [DONE]\n\n")
+def read_events(stream: bytes, first: int = 0) -> list[tuple[str, Any]]:
+    """Of a stream of response events: all are named and numbered, and the last is whole."""
+    assert stream.endswith(b"\n\n")
     told = []
-    for block in stream.decode().removesuffix("data: [DONE]\n\n").strip().split("\n\n"):
-        name, data = block.split("\n")
-        told.append((name.removeprefix("event: "), orjson.loads(data.removeprefix("data: "))))
-    assert [data["sequence_number"] for _, data in told] == list(range(len(told)))
-    assert [data["type"] for _, data in told] == [name for name, _ in told]
+    for number, block in enumerate(stream.decode().removesuffix("\n\n").split("\n\n"), first):
+        id, name, text = block.split("\n")
+        data = orjson.loads(text.removeprefix("data: "))
+        assert (id, name) == (f"id: {number}", f"event: {data['type']}")
+        assert data["sequence_number"] == number
+        told.append((data["type"], data))
     return told

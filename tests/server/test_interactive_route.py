@@ -112,7 +112,7 @@ async def test_a_dying_engine(client: TestClient, fake: Any) -> None:
     last = lines(await response.read())[-1]
     assert last["finish_reason"] == "error" and "process died" in last["text"]
     refused = await client.post(URL, json={"prompt": "hi", "stream": True})
-    assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
     fake.resume()
     fake.will_say("back")
     assert (await client.post(URL, json={"prompt": "hi"})).status == 200

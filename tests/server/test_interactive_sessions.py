@@ -22,7 +22,7 @@ from lmserve.errors import StoreError
 from lmserve.messages import unpack_ids
 from lmserve.server.app import build_app
 from lmserve.server.lifecycle import Server
-from lmserve.service.sessions import Turn
+from lmserve.service.sessions.sessions import Turn
 from lmserve.settings import SessionSettings, Settings
 
 GOLDEN = Path(__file__).parent.parent / "golden"

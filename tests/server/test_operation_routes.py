@@ -28,7 +28,7 @@ async def test_health_follows_the_engine(client: TestClient, fake: Any) -> None:
     async def health() -> tuple[int, str, str]:
         response = await client.get("/health")
         body = await response.json()
-        assert set(body) == {"status", "message", "state", "heard_s"}
+        assert set(body) == {"status", "message", "state", "heard_s", "node_id"}
         assert body["message"]
         assert body["heard_s"] >= 0
         return response.status, body["status"], body["state"]
@@ -60,7 +60,7 @@ async def test_while_loading(aiohttp_client: AiohttpClient, settings: Settings) 
         await client.post("/v1/completions", json={"prompt": "hi", "stream": True}),
     ):
         assert response.status == 503
-        assert response.headers["Retry-After"] == "1"
+        assert response.headers["Retry-After"] == "5"
         assert (await response.json())["error"]["code"] == "engine_unavailable"
     for path in ("/", "/chat", "/metrics", "/openapi.json", "/version"):
         assert (await client.get(path)).status == 200

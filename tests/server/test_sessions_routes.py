@@ -39,6 +39,7 @@ async def test_a_new_session(client: TestClient) -> None:
         "head",
         "num_messages",
         "num_tokens",
+        "running",
     ]
     assert session["id"].startswith("sess_")
     assert (session["object"], session["title"]) == ("session", "Capitals")
@@ -102,11 +103,11 @@ async def test_rolling_back_and_switching(talk: Talk, fake: Any) -> None:
     fake.will_say("A").will_say("B").will_say("C")
     first = await talk.turn(input="1")
     second = await talk.turn(input="2")
-    assert (await talk.post("", {"head": first["id"]}))["head"] == first["id"]
+    assert (await talk.post("", {"head": first["message_id"]}))["head"] == first["message_id"]
     assert await talk.line() == ["1", "A"]
     await talk.turn(input="3")
     assert await talk.line() == ["1", "A", "3", "C"]
-    assert (await talk.post("", {"head": second["id"], "title": "x"}))["title"] == "x"
+    assert (await talk.post("", {"head": second["message_id"], "title": "x"}))["title"] == "x"
     assert await talk.line() == ["1", "A", "2", "B"]
     for root in ("root", None):
         assert (await talk.post("", {"head": root}))["head"] is None
@@ -126,11 +127,23 @@ async def test_adding_messages_without_an_answer(talk: Talk, fake: Any) -> None:
     assert await talk.line() == ["hi", "Hello", "yo", "good"]
 
 
+async def test_an_answer_tells_how_it_was_made(talk: Talk, fake: Any) -> None:
+    fake.will_say("Hello").will_say("A long", " story", finish="length")
+    await talk.turn(input="hi")
+    response = await talk.turn(input="on")
+    for query in ("", "?tree=true"):
+        _, whole, _, cut = (await talk.get(f"/messages{query}"))["data"]
+        assert "status" not in whole and cut["status"] == "incomplete"
+        assert (whole["response"]["status"], whole["response"]["error"]) == ("completed", None)
+        told = {name: response[name] for name in ("id", "status", "incomplete_details", "usage")}
+        assert cut["response"] == told | {"error": None}
+
+
 async def test_forking(talk: Talk, fake: Any) -> None:
     fake.will_say("A").will_say("B").will_say("C")
     first = await talk.turn(input="1")
     await talk.turn(input="2")
-    forked = await talk.post("/fork", {"at": first["id"], "id": "other", "title": "Other"})
+    forked = await talk.post("/fork", {"at": first["message_id"], "id": "other", "title": "Other"})
     assert (forked["id"], forked["title"], forked["num_messages"]) == ("other", "Other", 2)
     other = Talk(talk.client, "other")
     await other.turn(input="3")
@@ -151,7 +164,7 @@ async def test_a_fork_tells_the_new_sessions_id(talk: Talk) -> None:
 async def test_export_and_import(talk: Talk, fake: Any) -> None:
     fake.will_say("A").will_say("B")
     first = await talk.turn(input="1")
-    await talk.turn(regenerate=first["id"])
+    await talk.turn(regenerate=first["message_id"])
     await talk.post("", {"title": "Kept"})
     exported = await talk.get("/export")
     response = await talk.client.post(f"{URL}/import", json={"session": exported, "id": "back"})
@@ -317,7 +330,7 @@ async def test_what_is_wrong_is_told(talk: Talk, fake: Any) -> None:
 async def test_only_answers_are_made_again(talk: Talk, fake: Any) -> None:
     fake.will_say("A")
     turn = await talk.turn(input="hi")
-    told = await talk.turn(status=400, regenerate=turn["input"][0])
+    told = await talk.turn(status=400, regenerate=turn["input_message_ids"][0])
     assert told["param"] == "regenerate" and "no answer" in told["message"]
 
 

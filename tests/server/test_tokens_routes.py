@@ -10,7 +10,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from lmserve.messages import unpack_ids
-from lmserve.service import generate as service
+from lmserve.service import prepare
 from lmserve.service.limits import MAX_TEXTS
 
 IM_START_ID = 256
@@ -57,7 +57,7 @@ async def test_encode_with_and_without_bos(client: TestClient, fake: Any) -> Non
 async def test_long_texts_are_encoded_off_the_loop(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, texts: list[str]
 ) -> None:
-    monkeypatch.setattr(service, "MAX_LOOP_CHARS", 50)
+    monkeypatch.setattr(prepare, "MAX_LOOP_CHARS", 50)
     _, body = await post(client, ENCODE, input=texts)
     assert body["length"] == [len(text) for text in texts]
 

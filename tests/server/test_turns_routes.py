@@ -13,18 +13,20 @@ import pytest
 from aiohttp.test_utils import TestClient
 from pytest_aiohttp import AiohttpClient
 
-from lmserve.errors import StoreError
 from lmserve.messages import unpack_ids
 from lmserve.server.app import build_app
-from lmserve.server.lifecycle import Server
-from lmserve.service.sessions import Turn
-from lmserve.settings import SessionSettings, Settings
+from lmserve.server.lifecycle import running_server
+from lmserve.settings import SessionSettings, Settings, StreamSettings
 from tests.server.talk import HELLO, HI, Talk, begin, ids, read_events
 
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     return replace(settings, sessions=SessionSettings(data_dir=str(tmp_path)))
+
+
+def text_of(turn: Any) -> str:
+    return "".join(part["text"] for item in turn["output"] for part in item["content"])
 
 
 @pytest.fixture
@@ -35,16 +37,17 @@ async def talk(client: TestClient) -> Talk:
 async def test_a_turn(talk: Talk, fake: Any) -> None:
     fake.will_say("Hel", "lo")
     turn = await talk.turn(input="hi", temperature=0)
-    assert (turn["object"], turn["session"], turn["model"]) == ("session.turn", "talk", "mock")
+    assert (turn["object"], turn["session"], turn["model"]) == ("response", "talk", "mock")
+    assert (turn["conversation"], turn["store"]) == (None, True)
     listed = await talk.get("/messages")
-    assert ids(listed) == [*turn["input"], turn["id"]]
-    assert listed["data"][1] == turn["message"]
-    assert (turn["message"]["role"], turn["message"]["content"]) == ("assistant", "Hello")
-    assert turn["finish_reason"] == "stop"
+    assert ids(listed) == [*turn["input_message_ids"], turn["message_id"]]
+    assert (text_of(turn), turn["status"]) == ("Hello", "completed")
     usage = turn["usage"]
-    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
-    assert (await talk.get())["head"] == turn["id"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert usage["input_tokens_details"]["cached_tokens"] == 0
+    assert (await talk.get())["head"] == turn["message_id"]
+    async with talk.client.get(f"/v1/responses/{turn['id']}") as response:
+        assert await response.json() == turn
 
 
 async def test_the_next_turn_goes_on(talk: Talk, fake: Any) -> None:
@@ -65,27 +68,29 @@ async def test_a_streamed_turn(talk: Talk, fake: Any) -> None:
     assert response.headers["X-Session-Id"] == again.id
     told = read_events(await response.read())
     names = [name for name, _ in told]
-    assert names[0] == "turn.started" and names[-1] == "turn.completed"
-    assert set(names[1:-1]) == {"turn.delta"}
-    assert (told[0][1]["session"], told[0][1]["model"]) == (again.id, "mock")
-    assert "".join(data["text"] for _, data in told[1:-1]) == "Hello"
-    completed = told[-1][1]["turn"]
-    assert completed["message"]["content"] == "Hello"
+    assert names[0] == "response.created" and names[-1] == "response.completed"
+    assert told[0][1]["response"]["session"] == again.id
+    assert "".join(data.get("delta", "") for _, data in told) == "Hello"
+    completed = told[-1][1]["response"]
+    assert response.headers["X-Stream-Id"] == completed["id"]
     assert list(completed) == list(whole)
-    assert completed["usage"] == whole["usage"]
-    assert (await again.get("/messages"))["data"][-1] == completed["message"]
+    assert (text_of(completed), completed["usage"]) == ("Hello", whole["usage"])
+    assert (await again.get())["head"] == completed["message_id"]
 
 
 async def test_editing_makes_a_sibling(talk: Talk, fake: Any) -> None:
     fake.will_say("Hello").will_say("A").will_say("B")
     first = await talk.turn(input="hi")
     second = await talk.turn(input="one")
-    third = await talk.turn(input="two", edit=second["input"][0])
+    third = await talk.turn(input="two", edit=second["input_message_ids"][0])
     assert await talk.line() == ["hi", "Hello", "two", "B"]
-    assert await talk.line(at=second["id"]) == ["hi", "Hello", "one", "A"]
+    assert await talk.line(at=second["message_id"]) == ["hi", "Hello", "one", "A"]
     listed = await talk.get("/messages")
-    assert listed["data"][2]["siblings"] == [*second["input"], *third["input"]]
-    assert listed["data"][2]["parent"] == first["id"]
+    assert listed["data"][2]["siblings"] == [
+        *second["input_message_ids"],
+        *third["input_message_ids"],
+    ]
+    assert listed["data"][2]["parent"] == first["message_id"]
     fake.will_say("B")
     flat = [HI, HELLO, {"role": "user", "content": "two"}]
     await talk.client.post("/v1/chat/completions", json={"messages": flat})
@@ -95,28 +100,70 @@ async def test_editing_makes_a_sibling(talk: Talk, fake: Any) -> None:
 async def test_editing_the_first_message(talk: Talk, fake: Any) -> None:
     fake.will_say("Hello").will_say("A")
     first = await talk.turn(input="hi")
-    await talk.turn(input="yo", edit=first["input"][0])
+    await talk.turn(input="yo", edit=first["input_message_ids"][0])
     assert await talk.line() == ["yo", "A"]
 
 
 async def test_regenerating_makes_a_sibling_answer(talk: Talk, fake: Any) -> None:
     fake.will_say("A").will_say("B").will_say("C")
     first = await talk.turn(input="hi")
-    second = await talk.turn(regenerate=first["id"])
-    assert second["input"] == []
-    assert second["message"]["parent"] == first["input"][0]
-    assert second["message"]["siblings"] == [first["id"], second["id"]]
+    second = await talk.turn(regenerate=first["message_id"])
+    assert second["input_message_ids"] == []
     assert await talk.line() == ["hi", "B"]
     assert len({submit.token_ids for submit in fake.submits}) == 1
-    third = await talk.turn(regenerate=first["id"])
-    assert third["message"]["siblings"] == [first["id"], second["id"], third["id"]]
+    third = await talk.turn(regenerate=first["id"])  # its response names it as well
+    made = (await talk.get("/messages"))["data"][-1]
+    assert made["parent"] == first["input_message_ids"][0]
+    assert made["siblings"] == [each["message_id"] for each in (first, second, third)]
+
+
+async def test_going_on_with_an_answer(talk: Talk, fake: Any) -> None:
+    fake.will_say("Hel", finish="length").will_say("lo")
+    first = await talk.turn(input="hi", max_output_tokens=3)
+    assert first["status"] == "incomplete"
+    second = await talk.turn(**{"continue": first["message_id"]})
+    assert text_of(second) == "Hello"
+    assert await talk.line() == ["hi", "Hello"]
+    made = (await talk.get("/messages"))["data"][-1]
+    assert made["siblings"] == [first["message_id"], second["message_id"]]
+    refused = await talk.turn(409, **{"continue": second["message_id"]})
+    assert refused["error"]["code"] == "response_conflict"
+    assert refused["error"]["param"] == "continue"
+
+
+async def test_what_is_being_made_is_followed_by_nothing(talk: Talk, fake: Any) -> None:
+    fake.will_say("Hello").will_hang("Hel")
+    first = await talk.turn(input="hi")
+    body = {"input": "yo", "previous_response_id": first["id"], "background": True}
+    async with talk.client.post("/v1/responses", json=body) as response:
+        made = (await response.json())["message_id"]
+    for path, field, rest in (
+        ("/turns", "after", {"input": "x"}),
+        ("/messages", "after", {"messages": [HI]}),
+        ("/draft", "after", {"text": "x"}),
+        ("/fork", "at", {}),
+        ("", "head", {}),
+    ):
+        error = (await talk.post(path, rest | {field: made}, 409))["error"]
+        assert (error["code"], error["param"]) == ("response_conflict", field)
+        assert error["message"].startswith(f"{field} is {made!r}: ")
+
+
+async def test_only_answers_are_made_again(talk: Talk, fake: Any) -> None:
+    fake.will_say("A")
+    turn = await talk.turn(input="hi")
+    for field in ("regenerate", "continue"):
+        refused = await talk.turn(400, **{field: turn["input_message_ids"][0]})
+        assert refused["error"]["param"] == field
+    other = await begin(talk.client)
+    await other.turn(404, regenerate=turn["id"])
 
 
 async def test_a_turn_after_any_message_or_none(talk: Talk, fake: Any) -> None:
     fake.will_say("A").will_say("B").will_say("C").will_say("D")
     first = await talk.turn(input="1")
     await talk.turn(input="2")
-    await talk.turn(input="3", after=first["id"])
+    await talk.turn(input="3", after=first["message_id"])
     assert await talk.line() == ["1", "A", "3", "C"]
     await talk.turn(input="4", after="root")
     assert await talk.line() == ["4", "D"]
@@ -141,12 +188,12 @@ async def test_cancelling(talk: Talk, fake: Any) -> None:
     fake.will_hang("Hel")
     running = await talk.client.post(f"{talk.url}/turns", json={"input": "hi", "stream": True})
     stream = b""
-    while b"turn.delta" not in stream:
+    while b"output_text.delta" not in stream:
         stream += await running.content.readany()
     assert await talk.post("/cancel", None) == {"cancelled": True}
     name, data = read_events(stream + await running.read())[-1]
-    assert (name, data["turn"]["finish_reason"]) == ("turn.completed", "abort")
-    assert data["turn"]["message"]["content"] == "Hel"
+    assert (name, data["response"]["status"]) == ("response.incomplete", "cancelled")
+    assert text_of(data["response"]) == "Hel"
     assert await talk.line() == ["hi", "Hel"]
 
 
@@ -159,7 +206,7 @@ async def test_two_writers_are_served_in_order(talk: Talk, fake: Any) -> None:
     third = asyncio.create_task(talk.post("/messages", {"messages": [HI]}))
     await talk.get()  # reading waits for nobody
     await talk.post("/cancel", None)
-    assert (await first)["finish_reason"] == "abort"
+    assert (await first)["status"] == "cancelled"
     await asyncio.gather(second, third)
     line = await talk.line()
     assert line[0] == "1" and sorted(line[2:]) == ["2", "A", "hi"]
@@ -170,16 +217,17 @@ async def test_deleting_while_it_answers(talk: Talk, fake: Any) -> None:
     running = await talk.client.post(f"{talk.url}/turns", json={"input": "hi", "stream": True})
     await running.content.readuntil(b"\n\n")
     await talk.delete()
-    rest = await running.read()
-    assert b"event: error" in rest and b"session_busy" in rest
+    assert b"event: response.incomplete" in await running.read()
     await talk.get(status=404)
 
 
 @pytest.fixture
-async def web(server: Server) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of the production entry, where a lost client cancels its handler."""
-    async with aiohttp.ClientSession(server.url) as session:
-        yield session
+async def web(settings: Settings, fake: Any) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the production entry, where a lost client cancels its handler, and none is
+    waited for."""
+    impatient = replace(settings, streams=StreamSettings(stream_grace_s=0.0))
+    async with running_server(impatient, fake) as server, aiohttp.ClientSession(server.url) as web:
+        yield web
 
 
 async def test_what_a_client_that_left_was_told_is_kept(
@@ -194,6 +242,9 @@ async def test_what_a_client_that_left_was_told_is_kept(
     fake.will_say("good")
     await talk.turn(input="yo")  # waits for the one before
     assert await talk.line() == ["hi", "Hel", "yo", "good"]
+    async with web.get(f"/v1/responses/{running.headers['X-Stream-Id']}") as response:
+        left = await response.json()
+    assert left["incomplete_details"] == {"reason": "abandoned"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -202,27 +253,13 @@ async def test_a_failure(talk: Talk, fake: Any, stream: bool) -> None:
     response = await talk.client.post(f"{talk.url}/turns", json={"input": "hi", "stream": stream})
     if stream:
         name, data = read_events(await response.read())[-1]
-        assert (name, data["error"]["message"]) == ("error", "out of luck")
+        assert name == "response.failed"
+        assert data["response"]["error"]["message"] == "out of luck"
     else:
         assert response.status == 500
         assert (await response.json())["error"]["message"] == "out of luck"
     await talk.turn(input="hi")
     assert (await talk.line())[-2:] == ["hi", "Hello"]
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_turn_that_could_not_be_kept_is_not_told_as_done(
-    talk: Talk, fake: Any, stream: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def settled(self: Turn) -> None:
-        raise StoreError("the disk is full")
-
-    monkeypatch.setattr(Turn, "settled", settled)
-    fake.will_say("Hello")
-    response = await talk.client.post(f"{talk.url}/turns", json={"input": "hi", "stream": stream})
-    told = await response.read()
-    assert b"the disk is full" in told and b"turn.completed" not in told
-    assert response.status == (200 if stream else 500)
 
 
 async def test_a_busy_session_may_refuse(
@@ -237,4 +274,4 @@ async def test_a_busy_session_may_refuse(
     assert (await talk.turn(409, input="2"))["error"]["code"] == "session_busy"
     await talk.post("/messages", {"messages": [HI]}, 409)
     await talk.post("/cancel", None)
-    assert (await running)["finish_reason"] == "abort"
+    assert (await running)["status"] == "cancelled"

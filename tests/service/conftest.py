@@ -10,8 +10,9 @@ import pytest
 from lmserve.bridge.fake import FakeEngine
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
-from lmserve.service.sessions import Sessions
+from lmserve.service.sessions.sessions import Sessions
 from lmserve.settings import ServerSettings, SessionSettings, Settings
+from tests.service.plain import Place, opened
 
 
 class Clock:
@@ -86,4 +87,10 @@ async def sessions(
     yield sessions
     service.close()
     await sessions.close()
-    assert not sessions._turns.busy, "a session's turn was not given back"
+    assert not sessions.turns.busy, "a session's turn was not given back"
+
+
+@pytest.fixture
+async def place(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Place]:
+    async with opened(Place(tmp_path / "data", engine)) as place:
+        yield place

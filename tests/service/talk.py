@@ -8,8 +8,8 @@ from typing import Any
 from lmserve.bridge.fake import FakeEngine
 from lmserve.messages import unpack_ids
 from lmserve.service.generate import Service, collect
-from lmserve.service.sessions import SessionKey, Sessions, Turn
-from lmserve.service.store import Line
+from lmserve.service.sessions.sessions import SessionKey, Sessions, Turn
+from lmserve.service.store.store import Line
 from lmserve.types import GenerateRequest
 
 KEY = SessionKey("", "7")
@@ -39,7 +39,7 @@ async def say(
 
 async def held(sessions: Sessions, key: SessionKey = KEY) -> Line:
     text = await sessions._service.model_text()
-    return await sessions._keeper.run(lambda store: store.load(key, text.text_key))
+    return await sessions.keeper.run(lambda store: store.load(key, text.text_key))
 
 
 async def contents(sessions: Sessions, key: SessionKey = KEY) -> list[str]:
@@ -66,5 +66,5 @@ def chatml(*turns: str) -> str:
 async def waiting(sessions: Sessions, num: int, key: SessionKey = KEY) -> None:
     """Until so many calls wait for the session."""
     async with asyncio.timeout(10):
-        while len(sessions._turns._waiters.get(key, ())) != num:  # noqa: ASYNC110
+        while len(sessions.turns._waiters.get(key, ())) != num:  # noqa: ASYNC110
             await asyncio.sleep(0)

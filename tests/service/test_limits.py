@@ -238,3 +238,55 @@ def test_what_passes_is_in_range_and_crosses_the_bridge(
     assert 0 <= sampling.min_tokens <= sampling.max_tokens
     packed = msgspec.msgpack.encode(sampling)
     assert msgspec.msgpack.decode(packed, type=SamplingParams) == sampling
+
+
+# --- when it is to run, and what is changed while it does ------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"priority": -1}, "priority"),
+        ({"priority": 101}, "priority"),
+        ({"priority": 1000}, "priority"),  # a draft's
+        ({"deadline_s": 0.0}, "deadline_s"),
+        ({"deadline_s": -1.0}, "deadline_s"),
+        ({"deadline_s": 86401.0}, "deadline_s"),
+        ({"deadline_s": float("nan")}, "deadline_s"),
+    ],
+)
+def test_turns_out_of_range(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        limits.check_turn(GenerateRequest(text="x", **fields))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize("fields", [{}, {"priority": 100}, {"deadline_s": 0.1}])
+def test_turns_in_range(fields: dict[str, Any]) -> None:
+    limits.check_turn(GenerateRequest(text="x", **fields))
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({}, None),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stop": ["a", ""]}, "stop[1]"),
+    ],
+)
+def test_changes_out_of_range(changes: dict[str, Any], param: str | None) -> None:
+    with pytest.raises(InvalidField) as caught:
+        limits.changed(SamplingParams(), 10, INFO, **changes)
+    assert caught.value.param == param
+
+
+def test_changes_are_cut_to_the_context_and_leave_the_rest() -> None:
+    before = SamplingParams(temperature=0.5, max_tokens=9, min_tokens=4, seed=3, top_k=7)
+    after = limits.changed(before, 10, INFO, max_tokens=1000)
+    assert after == msgspec.structs.replace(before, max_tokens=40)
+    assert limits.changed(before, 10, INFO, stop=[]) == before
+    shorter = limits.changed(before, 10, INFO, max_tokens=2, temperature=0.0)
+    assert (shorter.max_tokens, shorter.min_tokens, shorter.temperature) == (2, 2, 0.0)

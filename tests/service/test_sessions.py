@@ -24,8 +24,8 @@ from lmserve.errors import (
 from lmserve.messages import unpack_ids
 from lmserve.service.generate import Service, collect
 from lmserve.service.metrics import Metrics
-from lmserve.service.sessions import SessionKey, Sessions
-from lmserve.service.store import Line
+from lmserve.service.sessions.sessions import SessionKey, Sessions
+from lmserve.service.store.store import Line
 from lmserve.settings import EngineSettings, SessionSettings, Settings
 from lmserve.types import Done, GenerateRequest, TextDelta
 from tests.service.conftest import Wall
@@ -350,7 +350,7 @@ async def test_append_is_told_too(sessions: Sessions, wall: Wall, swept: bool) -
     await say(sessions, ask("q", max_tokens=1))
     wall.now_s += 101
     if swept:
-        await sessions._keeper.sweep()
+        await sessions.keeper.sweep()
     with pytest.raises(SessionLost):
         await sessions.append(KEY, [user("w")])
     assert await sessions.append(KEY, [user("w")]) == 0
@@ -389,7 +389,7 @@ async def test_a_running_turn_keeps_its_session(
     turn = await sessions.turn(KEY, ask("w"), keep=True)
     with turn.generation.lease():
         wall.now_s += 1000
-        await sessions._keeper.sweep()
+        await sessions.keeper.sweep()
     await turn.settled()
     assert len(await contents(sessions)) == 4
 
@@ -432,7 +432,7 @@ async def test_a_waiter_that_leaves_frees_its_place(engine: FakeEngine, sessions
 async def test_a_waiter_that_leaves_as_its_turn_comes_passes_it_on(
     engine: FakeEngine, sessions: Sessions
 ) -> None:
-    turns = sessions._turns
+    turns = sessions.turns
     slot = await turns.enter(KEY)
     first = asyncio.create_task(turns.enter(KEY))
     second = asyncio.create_task(turns.enter(KEY))
@@ -567,7 +567,7 @@ async def test_a_session_may_begin_anew_before_the_old_answer_has_ended(
 async def test_a_full_disk_harms_one_turn(engine: FakeEngine, sessions: Sessions) -> None:
     await say(sessions, ask("q", max_tokens=1))
     before = await held(sessions)
-    await sessions._keeper.run(
+    await sessions.keeper.run(
         lambda store: store._connection.execute("PRAGMA query_only = ON") and None
     )
     turn = await sessions.turn(KEY, ask("w", max_tokens=1), keep=True)
@@ -577,7 +577,7 @@ async def test_a_full_disk_harms_one_turn(engine: FakeEngine, sessions: Sessions
         await turn.settled()
     with pytest.raises(StoreError):
         await sessions.end(KEY)
-    await sessions._keeper.run(
+    await sessions.keeper.run(
         lambda store: store._connection.execute("PRAGMA query_only = OFF") and None
     )
     assert await held(sessions) == before

@@ -10,8 +10,8 @@ import pytest
 from msgspec import UNSET
 
 from lmserve.errors import InvalidField, SessionNotFound, SetupError, StoreError
-from lmserve.service import store_tree
-from lmserve.service.store import Entry, Line, SessionKey, Store
+from lmserve.service.store import trees as store_tree
+from lmserve.service.store.store import Entry, Line, SessionKey, Store
 from lmserve.types import History
 
 ONE = SessionKey("", "1")
@@ -262,6 +262,14 @@ def test_a_damaged_file_stops_the_start(tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
     path.unlink()
     Store(str(tmp_path)).close()  # the lock was given back
+
+
+def test_a_damaged_schema_stops_the_start(tmp_path: Path) -> None:
+    Store(str(tmp_path)).close()
+    path = tmp_path / "sessions.sqlite3"
+    path.write_bytes(path.read_bytes().replace(b"CREATE", b"CR\xe7ATE"))
+    with pytest.raises(SetupError, match="move it away"):
+        Store(str(tmp_path))
 
 
 def test_a_damaged_page_fails_one_request(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lmserve.errors import (
 )
 from lmserve.messages import unpack_ids
 from lmserve.service.generate import Service, collect
-from lmserve.service.sessions import SessionKey, Sessions, Turn
+from lmserve.service.sessions.sessions import SessionKey, Sessions, Turn
 from lmserve.settings import SessionSettings
 from lmserve.types import GenerateRequest
 from tests.service.conftest import Wall
@@ -446,7 +446,7 @@ async def test_a_wrong_import_changes_nothing(sessions: Sessions, where: str, va
     assert where in caught.value.message
     with pytest.raises(SessionNotFound):
         await sessions.info(KEY)
-    assert not sessions._turns.busy
+    assert not sessions.turns.busy
 
 
 async def test_an_import_larger_than_the_store_is_refused(
@@ -524,7 +524,7 @@ async def test_a_write_goes_on_where_its_caller_leaves(sessions: Sessions) -> No
 async def test_a_full_disk_changes_nothing(sessions: Sessions) -> None:
     await sessions.create(KEY, messages=[user("q")])
     before = await sessions.export(KEY)
-    await sessions._keeper.run(lambda store: store._connection.execute("PRAGMA query_only = ON"))
+    await sessions.keeper.run(lambda store: store._connection.execute("PRAGMA query_only = ON"))
     for call in (
         sessions.create(OTHER),
         sessions.add(KEY, [user("w")]),
@@ -534,8 +534,8 @@ async def test_a_full_disk_changes_nothing(sessions: Sessions) -> None:
     ):
         with pytest.raises(StoreError):
             await call
-    assert not sessions._turns.busy
-    await sessions._keeper.run(lambda store: store._connection.execute("PRAGMA query_only = OFF"))
+    assert not sessions.turns.busy
+    await sessions.keeper.run(lambda store: store._connection.execute("PRAGMA query_only = OFF"))
     assert await sessions.export(KEY) == before
 
 

@@ -142,3 +142,55 @@ class _Letters:
 
     def flush(self) -> str:
         return ""
+
+
+# --- changed in mid-stream ------------------------------------------------------------------
+
+
+@given(before=streams, after=streams, stops=stop_lists, others=stop_lists, at=cuts)
+def test_after_a_change_it_is_as_if_what_was_held_came_anew(
+    before: str, after: str, stops: list[str], others: list[str], at: list[int]
+) -> None:
+    old, shown = StopMatcher(stops), ""
+    for piece in cut(before, at):
+        text, stop = old.push(piece)
+        shown += text
+        if stop is not None:
+            return
+    held = old.flush()
+    assert shown + held == before
+    assert run(StopMatcher(others, held), cut(after, at)) == expected(held + after, others)
+
+
+def test_stops_that_are_taken_away_hold_nothing(byte_level_tokenizer: Tokenizer) -> None:
+    output = OutputText(byte_level_tokenizer.detokenizer(skip_special=True), ["STOP"])
+    assert output.push(byte_level_tokenizer.encode("one ST", add_special=False)) == "one "
+    output.change_stops([])
+    assert output.push(byte_level_tokenizer.encode("OP", add_special=False)) == "STOP"
+    assert (output.end(), output.stop) == ("", None)
+
+
+def test_stops_that_are_added_find_what_is_not_shown_yet(byte_level_tokenizer: Tokenizer) -> None:
+    output = OutputText(
+        byte_level_tokenizer.detokenizer(skip_special=True), ["STOP"], always=["<end>"]
+    )
+    assert output.push(byte_level_tokenizer.encode("one ST", add_special=False)) == "one "
+    output.change_stops(["T"])
+    assert output.push(byte_level_tokenizer.encode("OP", add_special=False)) == "S"
+    assert output.stop == "T"
+
+
+def test_what_is_held_at_the_end_is_shown_after_a_change(byte_level_tokenizer: Tokenizer) -> None:
+    output = OutputText(byte_level_tokenizer.detokenizer(skip_special=True), ["STOP"])
+    output.push(byte_level_tokenizer.encode("one ST", add_special=False))
+    output.change_stops([])
+    assert output.end() == "ST"
+
+
+def test_the_models_own_stops_stay(byte_level_tokenizer: Tokenizer) -> None:
+    output = OutputText(
+        byte_level_tokenizer.detokenizer(skip_special=True), ["a"], always=["<end>"]
+    )
+    output.change_stops([])
+    assert output.push(byte_level_tokenizer.encode("ab<end>c", add_special=False)) == "ab"
+    assert output.stop == "<end>"

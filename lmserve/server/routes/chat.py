@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from uuid import uuid4
 
 from aiohttp import web
 
-from lmserve.edge.keyring import OWNER
 from lmserve.protocol.chat import (
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -15,32 +14,30 @@ from lmserve.protocol.chat import (
 )
 from lmserve.protocol.encode import DONE, ChatEncoder, Head, chat_response
 from lmserve.protocol.openapi import Operation
-from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
-from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
+from lmserve.server.routes.generating import HEADERS, STATUSES, Plain, Reply, answer
+from lmserve.server.routes.route import Route
 from lmserve.service.generate import Generation, collect
 from lmserve.types import TextDelta
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    app = request.app
-    timeout_s = app[SETTINGS].server.write_timeout_s
-    async with body.reading(request, ChatCompletionRequest) as asked:
-        generation = await app[SERVICE].generate(asked.to_generate(request[OWNER]))
+    return await answer(request, PLAIN)
+
+
+def reply(asked: ChatCompletionRequest, generations: Sequence[Generation]) -> Reply:
+    (generation,) = generations
     head = Head(f"chatcmpl-{uuid4().hex}", generation.created, generation.model)
-    with generation.lease():
-        if asked.stream:
-            encoder = ChatEncoder(head, include_usage=asked.include_usage)
-            chunks = stream_chunks(generation, encoder, asked.include_usage)
-            return await sse.send(
-                request,
-                chunks,
-                timeout_s,
-                lambda write: generation.follow(lambda delta: write(encoder.delta(delta.text))),
-            )
+    encoder = ChatEncoder(head, include_usage=asked.include_usage)
+
+    async def whole() -> bytes:
         text, done = await collect(generation)
-    answer = chat_response(head, text, done.finish_reason, done.usage)
-    return await sse.send_whole(request, json_response(answer), timeout_s)
+        return chat_response(head, text, done.finish_reason, done.usage)
+
+    return Reply(
+        chunks=lambda: stream_chunks(generation, encoder, asked.include_usage),
+        follow=lambda write: generation.follow(lambda delta: write(encoder.delta(delta.text))),
+        whole=whole,
+    )
 
 
 async def stream_chunks(
@@ -57,6 +54,12 @@ async def stream_chunks(
             usage = encoder.usage(event.usage) if include_usage else b""
             yield role + encoder.final(event.finish_reason) + usage + DONE
 
+
+PLAIN = Plain(
+    body=ChatCompletionRequest,
+    requests=lambda asked, owner: [asked.to_generate(owner)],
+    reply=reply,
+)
 
 ROUTES = [
     Route(
@@ -75,7 +78,8 @@ ROUTES = [
             },
             response=ChatCompletionResponse,
             stream=ChatCompletionStreamResponse,
-            statuses=GENERATE_STATUSES,
+            headers=HEADERS,
+            statuses=STATUSES,
         ),
     )
 ]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from uuid import uuid4
 
 from aiohttp import web
 
-from lmserve.edge.keyring import OWNER
 from lmserve.protocol.completions import (
     CompletionRequest,
     CompletionResponse,
@@ -16,36 +15,36 @@ from lmserve.protocol.completions import (
 )
 from lmserve.protocol.encode import DONE, CompletionEncoder, Head, completion_response
 from lmserve.protocol.openapi import Operation
-from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server import sse
+from lmserve.server.routes.generating import HEADERS, STATUSES, Plain, Reply, answer
 from lmserve.server.routes.merge import merge
-from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
+from lmserve.server.routes.route import Route
 from lmserve.service.generate import Generation, collect
 from lmserve.types import TextDelta, Usage
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
-    app = request.app
-    timeout_s = app[SETTINGS].server.write_timeout_s
-    async with body.reading(request, CompletionRequest) as asked:
-        generations = await app[SERVICE].generate_all(asked.to_generate(request[OWNER]))
+    return await answer(request, PLAIN)
+
+
+def reply(asked: CompletionRequest, generations: Sequence[Generation]) -> Reply:
     first = generations[0]
     head = Head(f"cmpl-{uuid4().hex}", first.created, first.model)
-    with ExitStack() as leases:
-        for generation in generations:
-            leases.enter_context(generation.lease())
-        if asked.stream:
-            encoder = CompletionEncoder(head, include_usage=asked.include_usage)
-            chunks = stream_chunks(generations, encoder, asked.include_usage)
-            follow = _follow(first, encoder) if len(generations) == 1 else None
-            return await sse.send(request, chunks, timeout_s, follow)
+    encoder = CompletionEncoder(head, include_usage=asked.include_usage)
+
+    async def whole() -> bytes:
         answers = [await collect(generation) for generation in generations]
-    answer = completion_response(
-        head,
-        [(text, done.finish_reason) for text, done in answers],
-        [done.usage for _, done in answers],
+        return completion_response(
+            head,
+            [(text, done.finish_reason) for text, done in answers],
+            [done.usage for _, done in answers],
+        )
+
+    return Reply(
+        chunks=lambda: stream_chunks(generations, encoder, asked.include_usage),
+        follow=_follow(first, encoder) if len(generations) == 1 else None,
+        whole=whole,
     )
-    return await sse.send_whole(request, json_response(answer), timeout_s)
 
 
 def _follow(generation: Generation, encoder: CompletionEncoder) -> sse.Follow:
@@ -53,7 +52,7 @@ def _follow(generation: Generation, encoder: CompletionEncoder) -> sse.Follow:
 
 
 async def stream_chunks(
-    generations: list[Generation], encoder: CompletionEncoder, include_usage: bool
+    generations: Sequence[Generation], encoder: CompletionEncoder, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """Chunks of all prompts as they come; the last of all also ends the stream."""
     usages: list[Usage] = []
@@ -69,6 +68,8 @@ async def stream_chunks(
                 end = (encoder.usage(*usages) if include_usage else b"") + DONE
             yield encoder.final(index, event.finish_reason) + end
 
+
+PLAIN = Plain(body=CompletionRequest, requests=CompletionRequest.to_generate, reply=reply)
 
 ROUTES = [
     Route(
@@ -87,7 +88,8 @@ ROUTES = [
             },
             response=CompletionResponse,
             stream=CompletionStreamResponse,
-            statuses=GENERATE_STATUSES,
+            headers=HEADERS,
+            statuses=STATUSES,
         ),
     )
 ]

@@ -21,7 +21,7 @@ from lmserve.protocol.control import (
 )
 from lmserve.protocol.openapi import Operation, Query
 from lmserve.server import body, sse
-from lmserve.server.keys import HANDLE, SERVICE, SETTINGS
+from lmserve.server.keys import HANDLE, SERVICE, SETTINGS, WARMTH
 from lmserve.server.routes.route import Route, json_response
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 async def sleep(request: web.Request) -> web.Response:
     check_level(request.query.get("level", "1"))
-    await request.app[HANDLE].sleep()
+    handle = request.app[HANDLE]
+    if handle.health().ok:
+        await request.app[WARMTH].write_all()
+    await handle.sleep()
     return web.Response()
 
 

@@ -20,7 +20,7 @@ from lmserve.server import body, sse
 from lmserve.server.keys import SERVICE, SESSIONS, SETTINGS
 from lmserve.server.routes.route import Route, json_response
 from lmserve.service.generate import Generation, collect
-from lmserve.service.sessions import SessionKey, Turn
+from lmserve.service.sessions.sessions import SessionKey, Turn
 from lmserve.types import TextDelta
 
 SESSION_HEADER = "X-Session-Id"

@@ -29,7 +29,10 @@ async def get_model(request: web.Request) -> web.Response:
 def _info(request: web.Request) -> EngineInfo:
     handle = request.app[HANDLE]
     if handle.info is None:
-        raise EngineUnavailable(f"no model is served yet: {handle.health().reason}")
+        health = handle.health()
+        raise EngineUnavailable(
+            f"no model is served yet: {health.reason}", retry_after_s=health.retry_after_s
+        )
     return handle.info
 
 

@@ -8,14 +8,14 @@ from aiohttp import web
 from lmserve import __version__
 from lmserve.protocol.health import HealthResponse, VersionResponse
 from lmserve.protocol.openapi import Operation
-from lmserve.server.keys import HANDLE, METRICS, OPENAPI
+from lmserve.server.keys import HANDLE, METRICS, OPENAPI, SESSIONS
 from lmserve.server.routes.route import Route, json_response
 from lmserve.service.metrics import CONTENT_TYPE
 
 
 async def health(request: web.Request) -> web.Response:
     seen = request.app[HANDLE].health()
-    body = HealthResponse.of(seen.state, seen.reason, seen.heard_s)
+    body = HealthResponse.of(seen.state, seen.reason, seen.heard_s, request.app[SESSIONS].ids.node)
     return json_response(msgspec.json.encode(body), body.http_status)
 
 

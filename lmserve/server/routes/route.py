@@ -10,7 +10,7 @@ from aiohttp import web
 from lmserve.edge.middlewares import Handler
 from lmserve.protocol.openapi import Operation
 
-GENERATE_STATUSES = (400, 404, 413, 429, 500, 503)
+GENERATE_STATUSES = (400, 404, 413, 429, 500, 503, 504)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from lmserve.protocol import sessions as wire
 from lmserve.protocol.openapi import Operation, Query
-from lmserve.protocol.turns import (
-    SessionTurn,
-    TurnBody,
-    TurnCompleted,
-    TurnDelta,
-    TurnFailed,
-    TurnStarted,
-)
+from lmserve.protocol.response_events import RESPONSE_EVENTS
+from lmserve.protocol.response_objects import ResponseObject
+from lmserve.protocol.turns import TurnBody
+from lmserve.server.routes.response_operations import HEADERS
 
 _TAG = "sessions"
 _READ = (404, 500)  # the store may fail
@@ -95,7 +91,7 @@ CANCEL = Operation(
     id="cancel_session",
     summary="Stop the answer that is being made",
     tag=_TAG,
-    description="At once. What was said is kept, and the turn ends with `abort`.",
+    description="At once. What was said is kept, and the answer's status is `cancelled`.",
     response=wire.SessionCancelled,
     statuses=_READ,
 )
@@ -118,11 +114,13 @@ TURN = Operation(
     id="create_session_turn",
     summary="Say something, and be answered",
     tag=_TAG,
-    description="Send only what is new. `after`, `edit` and `regenerate` say where in the tree; "
-    "the answer becomes the session's head. It comes when it is kept.",
+    description="Send only what is new. `after`, `edit`, `regenerate` and `continue` say where in "
+    "the tree; the answer becomes the session's head. It is a response, as those of "
+    "`POST /v1/responses` are.",
     request=TurnBody,
-    example={"input": "What is the capital of France?", "max_completion_tokens": 64},
-    response=SessionTurn,
-    events=(TurnStarted, TurnDelta, TurnCompleted, TurnFailed),
-    statuses=_WRITE,
+    example={"input": "What is the capital of France?", "max_output_tokens": 64},
+    headers=HEADERS,
+    response=ResponseObject,
+    events=RESPONSE_EVENTS,
+    statuses=(*_WRITE, 504),
 )

@@ -13,10 +13,22 @@ from aiohttp import web
 from msgspec import UNSET, UnsetType
 
 from lmserve.edge.keyring import OWNER
-from lmserve.errors import InvalidField, MessageNotFound, RequestError, SessionNotFound
+from lmserve.errors import (
+    AnswerConflict,
+    InvalidField,
+    MessageNotFound,
+    RequestError,
+    SessionNotFound,
+)
+from lmserve.protocol.response_objects import (
+    ResponseFailure,
+    ResponseIncompleteDetails,
+    ResponseUsage,
+)
 from lmserve.protocol.sessions import (
     ROOT,
     Session,
+    SessionAnswer,
     SessionMessage,
     SessionMessageList,
     content_of,
@@ -24,7 +36,8 @@ from lmserve.protocol.sessions import (
     message_id,
     message_number,
 )
-from lmserve.service.sessions import Node, SessionInfo, SessionKey
+from lmserve.service.sessions.sessions import Node, SessionInfo, SessionKey
+from lmserve.service.sessions.tree import Made
 
 SESSION_HEADER = "X-Session-Id"
 MANY = 200  # messages: more are gone through in a thread, and other streams go on
@@ -34,10 +47,14 @@ T = TypeVar("T")
 
 def session_key(request: web.Request) -> SessionKey:
     """The session that the path names. Raises SessionNotFound."""
-    id = request.match_info["session_id"]
+    return key_of(request[OWNER], request.match_info["session_id"], "session_id")
+
+
+def key_of(owner: str, id: str, param: str = "session") -> SessionKey:
+    """Raises SessionNotFound."""
     if not is_session_id(id):
-        raise SessionNotFound(f"there is no session {id[:70]!r}", param="session_id")
-    return SessionKey(request[OWNER], id)
+        raise SessionNotFound(f"there is no session {id[:70]!r}", param=param)
+    return SessionKey(owner, id)
 
 
 def message(id: str, param: str) -> int:
@@ -59,11 +76,19 @@ def place_or_head(id: str | None, param: str) -> int | None | UnsetType:
 
 @contextmanager
 def naming(id: str | None, param: str) -> Iterator[None]:
-    """Tells of a message that is not there by the field that asked for it."""
+    """Tells of a message that is not there, or not in a state for it, by the field that asked
+    for it; None: it asked for none."""
     try:
         yield
     except MessageNotFound:
-        raise _no_message(id or "", param) from None
+        if id is None:
+            raise
+        raise _no_message(id, param) from None
+    except AnswerConflict as error:
+        if id is not None and error.param is None:
+            error.message = f"{param} is {id[:50]!r}: {error.message}"
+            error.param = param
+        raise
 
 
 @contextmanager
@@ -103,7 +128,7 @@ async def aside(num_messages: int, work: Callable[[], T]) -> T:
     return work() if num_messages <= MANY else await asyncio.to_thread(work)
 
 
-def session(info: SessionInfo) -> Session:
+def session(info: SessionInfo, running: Sequence[str] = ()) -> Session:
     return Session(
         id=info.id,
         title=info.title or None,
@@ -112,6 +137,7 @@ def session(info: SessionInfo) -> Session:
         head=_id_of(info.head),
         num_messages=info.num_messages,
         num_tokens=info.num_tokens,
+        running=list(running),
     )
 
 
@@ -136,7 +162,20 @@ def session_message(node: Node) -> SessionMessage:
         created_at=int(node.created),
         line_tokens=node.line_tokens,
         siblings=[message_id(sibling) for sibling in node.siblings] or UNSET,
+        status=node.state or UNSET,
+        response=UNSET if node.made is None else _answer(node.made),
         **content_of(node.message),
+    )
+
+
+def _answer(made: Made) -> SessionAnswer:
+    reason, error, usage = made.reason, made.error, made.usage
+    return SessionAnswer(
+        id=made.response,
+        status=made.status,
+        incomplete_details=None if reason is None else ResponseIncompleteDetails(reason=reason),
+        error=None if error is None else ResponseFailure.of(*error),
+        usage=None if usage is None else ResponseUsage.of(usage),
     )
 
 

@@ -6,23 +6,31 @@ from lmserve.server.routes import (
     chat,
     completions,
     control,
+    drafts,
     interactive,
     models,
     operation,
     pages,
+    responses,
     sessions,
+    streams,
     tokens,
     turns,
 )
 from lmserve.server.routes.route import Route
+from lmserve.server.socket import route as socket
 
 TABLE: tuple[Route, ...] = (
     *models.ROUTES,
     *chat.ROUTES,
     *completions.ROUTES,
     *interactive.ROUTES,
+    *socket.ROUTES,
+    *responses.ROUTES,
     *sessions.ROUTES,
     *turns.ROUTES,
+    *drafts.ROUTES,
+    *streams.ROUTES,
     *tokens.ROUTES,
     *control.ROUTES,
     *operation.ROUTES,
