@@ -12,16 +12,20 @@ from contextlib import asynccontextmanager
 import uvloop
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 
-from lmserve.distributor.auth import keys_required, open_health
+from lmserve.distributor.auth import keys_required, leave_open
 from lmserve.distributor.control import routes
 from lmserve.distributor.dispatch import Dispatch
 from lmserve.distributor.health import Watch
-from lmserve.distributor.keys import METRICS, NODES, PROXY, SESSION, SETTINGS, WATCH
+from lmserve.distributor.keys import METRICS, NODES, PROXY, SESSION, SETTINGS, SOCKETS, WATCH
 from lmserve.distributor.metrics import Metrics
 from lmserve.distributor.nodes import Node, Nodes, node_url
 from lmserve.distributor.proxy import Proxy
 from lmserve.distributor.settings import ProxySettings
+from lmserve.distributor.socket.route import connect
+from lmserve.distributor.socket.sockets import Sockets
+from lmserve.distributor.wish import RESPONSES
 from lmserve.edge import middlewares
+from lmserve.edge.keyring import KEYRING, Keyring
 from lmserve.edge.signals import stop_signals
 
 BACKLOG = 1024
@@ -32,11 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(settings: ProxySettings) -> web.Application:
+    keyring = Keyring(settings.api_keys)
     app = web.Application(
         middlewares=[
             middlewares.request_id,
             middlewares.errors,
-            keys_required(settings.api_keys),
+            keys_required(keyring),
         ],
         client_max_size=settings.max_body_bytes,
     )
@@ -45,8 +50,11 @@ def build_app(settings: ProxySettings) -> web.Application:
     for url in settings.nodes:
         nodes.add(Node(node_url(url), configured=True))
     app[METRICS] = Metrics(nodes)
+    app[SOCKETS] = Sockets()
+    app[KEYRING] = keyring
     app.add_routes(routes)
-    open_health(app)
+    app.router.add_get(RESPONSES, connect, allow_head=False)
+    leave_open(app, "/health", RESPONSES)
     app.router.add_route("*", "/{tail:.*}", forward, expect_handler=middlewares.no_expect)
     app.on_response_prepare.append(middlewares.stamp)
     app.cleanup_ctx.append(running)
@@ -78,11 +86,13 @@ async def running(app: web.Application) -> AsyncIterator[None]:
         for node in app[NODES]:
             watch.follow(node)
         yield
+        await app[SOCKETS].ended()
         await watch.close()
 
 
 async def drain(app: web.Application) -> None:
-    await app[PROXY].drain(app[SETTINGS].drain_timeout_s)
+    timeout_s = app[SETTINGS].drain_timeout_s
+    await asyncio.gather(app[PROXY].drain(timeout_s), app[SOCKETS].close(timeout_s))
 
 
 @asynccontextmanager

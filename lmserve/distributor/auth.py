@@ -1,9 +1,8 @@
-"""API keys: they guard all but `GET /health`, the nodes' own routes too. Which pages may have an
-answer is for the nodes to say; none may change what nodes there are."""
+"""API keys: they guard all but `GET /health` and the WebSocket, which asks by itself; the nodes'
+own routes too. Which pages may have an answer is for the nodes to say; none may change what nodes
+there are."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -14,9 +13,7 @@ from lmserve.edge.middlewares import Handler
 from lmserve.errors import CrossSite
 
 
-def keys_required(keys: Sequence[str]) -> Middleware:
-    keyring = Keyring(keys)
-
+def keys_required(keyring: Keyring) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if _is_preflight(request):
@@ -29,10 +26,10 @@ def keys_required(keys: Sequence[str]) -> Middleware:
     return check
 
 
-def open_health(app: web.Application) -> None:
-    """Lets those ask who run the distributor and have no key."""
+def leave_open(app: web.Application, *paths: str) -> None:
+    """These ask for no key: it is told nothing there, or the key comes later."""
     routes = app.router.routes()
-    app[OPEN] = {each for each in routes if each.resource and each.resource.canonical == "/health"}
+    app[OPEN] = {each for each in routes if each.resource and each.resource.canonical in paths}
 
 
 def _is_preflight(request: web.Request) -> bool:

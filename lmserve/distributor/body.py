@@ -40,6 +40,16 @@ class Bodies:
         self._settings = settings
         self.held_bytes = 0
 
+    def hold(self, data: bytes) -> Body:
+        """One that has come already. Raises Overloaded."""
+        body = Body(self)
+        body.data = data
+        body.count(len(data))
+        if self.held_bytes > self._settings.max_held_bytes:
+            body.release()
+            raise _too_many()
+        return body
+
     @contextmanager
     def empty(self) -> Iterator[Body]:
         body = Body(self)
@@ -61,7 +71,7 @@ class Bodies:
                     if body.count(len(part)) > limit:
                         raise _too_large(limit)
                     if self.held_bytes > self._settings.max_held_bytes:
-                        raise Overloaded("too many large requests at once: try again later")
+                        raise _too_many()
         except TimeoutError:
             raise RequestError(
                 f"the body did not arrive within {timeout_s:.0f} s: send it faster"
@@ -69,6 +79,10 @@ class Bodies:
         except web.RequestPayloadError:
             raise RequestError("the body is cut short or badly framed: send it again") from None
         body.data = b"".join(parts)
+
+
+def _too_many() -> Overloaded:
+    return Overloaded("too many large requests at once: try again later")
 
 
 def _too_large(limit: int) -> BodyTooLarge:

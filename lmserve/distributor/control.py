@@ -165,6 +165,7 @@ def _shown(node: Node) -> dict[str, Any]:
         "speed": node.speed,
         "alive": node.alive,
         "reason": node.reason,
+        "node_id": node.id,
         "configured": node.configured,
     }
 

@@ -30,4 +30,5 @@ class SessionAway(NodeUnavailable):
 class NodeLost(EngineError):
     """The node was lost while it sent its answer."""
 
+    status = 502
     code = "node_lost"

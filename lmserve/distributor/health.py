@@ -13,6 +13,7 @@ from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout
 from lmserve.distributor.errors import NodeUnavailable
 from lmserve.distributor.nodes import Node, Nodes
 from lmserve.distributor.settings import ProxySettings
+from lmserve.ids import is_node_id
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class Watch:
         self._settings = settings
         self.timeout = ClientTimeout(total=settings.health_timeout_s)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: set[str | None] = set()  # ids that two nodes have
 
     def follow(self, node: Node) -> None:
         task = asyncio.create_task(self._watch(node), name=f"watch {node.url}")
@@ -73,6 +75,7 @@ class Watch:
             node.seen()
             if problem is None:
                 node.up()
+                self._compare(node)
             else:
                 node.down(problem)
 
@@ -80,10 +83,27 @@ class Watch:
         """Why it should get no requests."""
         async with self._session.get(node.url + "/health", timeout=self.timeout) as response:
             if response.status == 404:  # it is older than the route
+                self._named(node, None)
                 return None
             if response.status != 200:
                 return f"its /health says {response.status}"
-            return "it was put to sleep" if _sleeps(await _whole(response)) else None
+            health = _health_of(await _whole(response))
+        self._named(node, health.node_id)
+        return "it was put to sleep" if health.status == "sleeping" else None
+
+    def _named(self, node: Node, id: str | None) -> None:
+        node.id, node.asked = (id if id and is_node_id(id) else None), True
+
+    def _compare(self, node: Node) -> None:
+        """One id for two nodes is told, once."""
+        alike = [other for other in self._nodes.named(node.id or "") if other.alive]
+        if len(alike) > 1 and node.id not in self._told:
+            self._told.add(node.id)
+            logger.warning(
+                "%s have the same node_id: give each a --data-dir of its own, and delete the file "
+                "node_id from those that were copied",
+                " and ".join(other.url for other in alike),
+            )
 
     async def models(self, url: str) -> tuple[str, ...]:
         """What it serves, by its own account."""
@@ -108,7 +128,8 @@ class Watch:
 
 
 class _Health(msgspec.Struct):
-    status: str
+    status: str | None = None
+    node_id: str | None = None
 
 
 class _Model(msgspec.Struct):
@@ -129,12 +150,12 @@ async def _whole(response: ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _sleeps(body: bytes) -> bool:
+def _health_of(body: bytes) -> _Health:
     """In LMDeploy's words, with 200. Other servers' words, or none, are no matter."""
     try:
-        return msgspec.json.decode(body, type=_Health).status == "sleeping"
+        return msgspec.json.decode(body, type=_Health)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
+        return _Health()
 
 
 def _words(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from lmserve.distributor.metrics import Metrics
 from lmserve.distributor.nodes import Nodes
 from lmserve.distributor.proxy import Proxy
 from lmserve.distributor.settings import ProxySettings
+from lmserve.distributor.socket.sockets import Sockets
 
 SETTINGS = web.AppKey("settings", ProxySettings)
 NODES = web.AppKey("nodes", Nodes)
@@ -16,3 +17,4 @@ METRICS = web.AppKey("metrics", Metrics)
 SESSION = web.AppKey("session", ClientSession)  # the one pool, to all nodes
 WATCH = web.AppKey("watch", Watch)
 PROXY = web.AppKey("proxy", Proxy)
+SOCKETS = web.AppKey("sockets", Sockets)

@@ -26,6 +26,8 @@ class Node:
     def __init__(self, url: str, *, configured: bool):
         self.url = url
         self.configured = configured  # by whoever started the distributor: never dropped
+        self.id: str | None = None  # what it keeps is named so; None: not known, or none
+        self.asked = False  # whether it has one
         self.models: tuple[str, ...] = ()
         self.told = False  # the models, by who added it: it is not asked for them
         self.speed: float | None = None  # requests per unit of time, the same unit for all nodes
@@ -45,11 +47,19 @@ class Node:
     def serving(self, cut: asyncio.Timeout) -> Iterator[None]:
         """While a request is with this node; `cut` ends it when the node is lost."""
         self.unfinished += 1
+        try:
+            with self.cutting(cut):
+                yield
+        finally:
+            self.unfinished -= 1
+
+    @contextmanager
+    def cutting(self, cut: asyncio.Timeout) -> Iterator[None]:
+        """As `serving`, for what is no request itself."""
         self._open.add(cut)
         try:
             yield
         finally:
-            self.unfinished -= 1
             self._open.discard(cut)
 
     def seen(self) -> None:
@@ -98,6 +108,10 @@ class Nodes:
 
     def find(self, url: str) -> Node | None:
         return self._nodes.get(url)
+
+    def named(self, id: str) -> list[Node]:
+        """More than one where a data directory was copied, or a server has moved."""
+        return [node for node in self._nodes.values() if node.id == id]
 
     def get(self, url: str) -> Node:
         node = self._nodes.get(node_url(url))

@@ -59,15 +59,15 @@ class Proxy:
         self._session = session
         self._metrics = metrics
         self._settings = settings
-        self._bodies = Bodies(settings)
-        self._name = f"lmserve-{token_hex(8)}"
+        self.bodies = Bodies(settings)
+        self.name = f"lmserve-{token_hex(8)}"
         self._open: set[asyncio.Timeout] = set()
         self._idle = asyncio.Event()
-        self._stopping = False
+        self.stopping = False
 
     async def drain(self, timeout_s: float) -> None:
         """Lets open answers finish until the deadline, then ends them with a word."""
-        self._stopping = True
+        self.stopping = True
         if self._open:
             self._idle.clear()
             with suppress(TimeoutError):
@@ -78,15 +78,19 @@ class Proxy:
                 each.reschedule(asyncio.get_running_loop().time())
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        if self._stopping:
-            raise NodeUnavailable("the distributor is stopping: try again in a moment")
-        if has_passed(request, self._name):  # 503: whoever sent it asks another node
-            raise NodeUnavailable("this distributor is one of its own nodes: remove it")
-        with self._bodies.empty() as body:
-            await self._bodies.read(request, body)
+        self.check(request)
+        with self.bodies.empty() as body:
+            await self.bodies.read(request, body)
             model = request.query.get("model")
             key, method = key_of(request), request.method
-            wish = wish_of(request.path, model, key, body.data, method=method)
+            wish = wish_of(
+                request.path,
+                model,
+                key,
+                body.data,
+                method=method,
+                request_key=request.headers.get("Idempotency-Key"),
+            )
             try:
                 return await self._answer(request, wish, body)
             except SessionAway:
@@ -95,8 +99,21 @@ class Proxy:
                 self.dispatch.forget(wish)
                 return _ended()
 
+    def gone(self, node: Node, reason: str) -> NodeUnavailable:
+        """It did not answer: nothing goes there until it does."""
+        self._metrics.failures.labels(node.url).inc()
+        node.suspect(reason)
+        return NodeUnavailable(f"{node.url} does not answer: try again in a moment")
+
+    def check(self, request: web.Request) -> None:
+        """Raises NodeUnavailable where nothing can be done for it."""
+        if self.stopping:
+            raise NodeUnavailable("the distributor is stopping: try again in a moment")
+        if has_passed(request, self.name):  # 503: whoever sent it asks another node
+            raise NodeUnavailable("this distributor is one of its own nodes: remove it")
+
     async def _answer(self, request: web.Request, wish: Wish, body: Body) -> web.StreamResponse:
-        headers = to_node(request, request[REQUEST_ID], self._name)
+        headers = to_node(request, request[REQUEST_ID], self.name)
         upgrade = upgrade_of(request.headers)
         if upgrade is not None:
             headers["Connection"], headers["Upgrade"] = "Upgrade", upgrade
@@ -155,7 +172,7 @@ class Proxy:
                     finally:
                         upstream.close()
         except (NodeBroke, TimeoutError) as error:
-            if answer is None and self._stopping:
+            if answer is None and self.stopping:
                 raise NodeUnavailable("the distributor was stopped: try again") from None
             if answer is None:
                 raise _NoAnswer("it fell silent", sent=True) from None
@@ -195,7 +212,7 @@ class Proxy:
     async def _break_off(
         self, node: Node, answer: Answer | Tunnel, error: BaseException
     ) -> web.StreamResponse:
-        if self._stopping:
+        if self.stopping:
             message = "the distributor was stopped before the answer ended"
         else:
             self._metrics.failures.labels(node.url).inc()
@@ -205,9 +222,10 @@ class Proxy:
         return await answer.break_off(NodeLost(message))
 
 
-def _told(upstream: ClientResponse) -> str:
-    """The id a node gave a session that came without one."""
-    return upstream.headers.get("X-Session-Id", "")
+def _told(upstream: ClientResponse) -> list[str]:
+    """The ids that a node gave: of a session that came without one, of a stream."""
+    named = (upstream.headers.get(name) for name in ("X-Session-Id", "X-Stream-Id"))
+    return [id for id in named if id]
 
 
 def _ended() -> web.Response:

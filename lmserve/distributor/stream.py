@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 
 from aiohttp import ClientError, ClientResponse, web
 
 from lmserve.distributor.errors import NodeLost
 from lmserve.distributor.headers import to_client
-from lmserve.distributor.wish import INTERACTIVE, SESSIONS
+from lmserve.distributor.wish import INTERACTIVE, RESPONSES, SESSIONS, STREAMS
+from lmserve.edge.slow import drop
 from lmserve.protocol.encode import DONE
 from lmserve.protocol.errors import error_event
 from lmserve.protocol.interactive import InteractiveEncoder
-
-logger = logging.getLogger(__name__)
 
 
 class NodeBroke(Exception):
@@ -82,9 +80,7 @@ class Answer:
             async with asyncio.timeout(self._write_timeout_s):
                 await self._protocol._drain_helper()
         except TimeoutError:
-            logger.warning("dropping a client that read nothing for %.0f s", self._write_timeout_s)
-            if self._request.transport is not None:
-                self._request.transport.abort()
+            drop(self._request, self._write_timeout_s)
             raise ConnectionResetError("the client reads nothing") from None
 
     def _client_left(self) -> bool:
@@ -100,6 +96,7 @@ class Answer:
             begun = self._last and not self._last.endswith(b"\n")
             return b"\n" * bool(begun) + InteractiveEncoder().failed(error) + b"\n"
         begun = self._last and not self._last.endswith(b"\n\n")
-        named = self._request.path.startswith(f"{SESSIONS}/")
-        name = b"event: error\n" if named else b""
-        return b"\n\n" * bool(begun) + name + error_event(error) + DONE
+        gap = b"\n\n" * bool(begun)
+        if self._request.path.startswith((RESPONSES, STREAMS, SESSIONS)):  # events have names
+            return gap + b"event: error\n" + error_event(error)
+        return gap + error_event(error) + DONE

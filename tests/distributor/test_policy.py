@@ -210,7 +210,7 @@ def test_a_session_the_node_named_is_found_there() -> None:
     nodes = [a_node(number) for number in range(8)]
     dispatch = a_dispatch(*nodes)
     for number, node in enumerate(nodes):
-        dispatch.answered(Wish(opens_for="key"), node, 200, told_id=str(number))
+        dispatch.answered(Wish(opens_for="key"), node, 200, told_ids=[str(number)])
     for number, node in enumerate(nodes):
         assert dispatch.choose(Wish(session=session_key("key", number))) is node
 

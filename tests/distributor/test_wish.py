@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmserve.distributor.wish import INTERACTIVE, SESSIONS, Wish, session_key, wish_of
+from lmserve.distributor.wish import (
+    INTERACTIVE,
+    RESPONSES,
+    SESSIONS,
+    Wish,
+    session_key,
+    wish_of,
+)
 
 
 def wish(body: Any, path: str = "/v1/chat/completions", key: str = "") -> Wish:
@@ -119,3 +126,70 @@ def test_a_conversation_keeps_its_beginning_as_it_grows() -> None:
     assert later[-1:] == first
     assert wish(turns("y" + "x" * 300)).prefixes != first
     assert wish(turns("x" * 300) | {"model": "n"}).prefixes != first
+
+
+# --- what ids say of themselves ----------------------------------------------------------------
+
+NODE = "0123abcd"
+RESPONSE, SESSION = f"resp_{NODE}{'0' * 24}", f"sess_{NODE}{'1' * 24}"
+
+
+def response(key: str | None = None, **body: Any) -> Wish:
+    return wish_of(RESPONSES, None, "k", orjson.dumps(body), request_key=key)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"previous_response_id": RESPONSE},
+        {"continue": RESPONSE},
+        {"regenerate": RESPONSE, "conversation": "mine"},
+    ],
+)
+def test_what_follows_a_response_is_for_its_node(fields: dict[str, Any]) -> None:
+    found = response(**fields)
+    assert (found.session, found.kept_by) == (session_key("k", RESPONSE), NODE)
+
+
+def test_a_turn_is_for_the_node_of_its_conversation() -> None:
+    for named in (SESSION, {"id": SESSION}):
+        assert response(conversation=named).kept_by == NODE
+        assert response(conversation=named).session == kept(f"/{SESSION}/turns").session
+    for named in ("mine", {"id": "mine"}):
+        found = response(conversation=named)
+        assert (found.session, found.kept_by) == (session_key("k", "mine"), None)
+    for odd in (None, 7, {}, {"id": 7}, [], ""):
+        assert response(conversation=odd).session is None
+
+
+def test_ids_that_no_node_gave_are_for_any() -> None:
+    for odd in (None, 7, "resp_none", RESPONSE[:-1], RESPONSE.upper(), f"x{RESPONSE}"):
+        assert response(previous_response_id=odd).session is None
+
+
+@pytest.mark.parametrize("path", ["", "/cancel", "/steer", "/input_items"])
+def test_the_path_of_a_response(path: str) -> None:
+    found = wish_of(f"{RESPONSES}/{RESPONSE}{path}", None, "k", b"")
+    assert (found.session_id, found.kept_by) == (RESPONSE, NODE)
+    assert wish_of(f"{RESPONSES}/resp_none{path}", None, "k", b"") == Wish()
+    stream = f"strm_{NODE}{'2' * 24}"
+    assert wish_of(f"/v1/streams/{stream}", None, "k", b"").kept_by == NODE
+
+
+def test_a_request_with_a_name() -> None:
+    one = response("n", input="hi").again
+    assert one is not None
+    assert one != wish_of(RESPONSES, None, "other", b"{}", request_key="n").again
+    assert response("n", previous_response_id=RESPONSE).again is None  # it has its node
+    assert wish_of("/v1/chat/completions", None, "k", b"{}", request_key="n").again == one
+
+
+def test_responses_that_begin_alike() -> None:
+    long = response(instructions="x" * 300, input="hi").prefixes
+    assert len(long) == 1
+    assert response(instructions="x" * 300, input="hi, you").prefixes == long
+    assert response(instructions="y" * 300, input="hi").prefixes != long
+
+
+def test_a_deleted_draft_ends_no_session() -> None:
+    assert not kept("/mine/draft", method="DELETE").ends_session
