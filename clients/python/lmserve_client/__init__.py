@@ -1,10 +1,13 @@
 """Clients of lmserve, and of any server that has LMDeploy's REST API.
 
-`APIClient` takes the place of LMDeploy's own; `AsyncAPIClient` has the same verbs for asyncio.
+`Lmserve` has conversations that the server keeps. `APIClient` takes the place of LMDeploy's own;
+`AsyncAPIClient` has the same verbs for asyncio.
 """
 
+from lmserve_client.answer import Answer
 from lmserve_client.api_client import APIClient
 from lmserve_client.async_client import AsyncAPIClient
+from lmserve_client.draft import Draft
 from lmserve_client.errors import (
     APIConnectionError,
     APIError,
@@ -12,6 +15,20 @@ from lmserve_client.errors import (
     APIStatusError,
     APIStreamError,
     APITimeoutError,
+)
+from lmserve_client.lmserve import Lmserve
+from lmserve_client.objects import (
+    AnswerInterrupted,
+    Event,
+    Message,
+    Piece,
+    Prefilled,
+    Response,
+    ResponseUsage,
+    Session,
+    SessionPage,
+    Steered,
+    SteerFailed,
 )
 from lmserve_client.types import (
     ChatChoice,
@@ -36,6 +53,8 @@ __all__ = [
     "APIStatusError",
     "APIStreamError",
     "APITimeoutError",
+    "Answer",
+    "AnswerInterrupted",
     "AsyncAPIClient",
     "ChatChoice",
     "ChatCompletion",
@@ -43,8 +62,20 @@ __all__ = [
     "ChatPart",
     "Completion",
     "CompletionChoice",
+    "Draft",
     "Encoding",
     "EncodingBatch",
+    "Event",
     "InteractiveAnswer",
+    "Lmserve",
+    "Message",
+    "Piece",
+    "Prefilled",
+    "Response",
+    "ResponseUsage",
+    "Session",
+    "SessionPage",
+    "SteerFailed",
+    "Steered",
     "Usage",
 ]

@@ -5,7 +5,9 @@ APIError
 │   └── APITimeoutError     no connection, or no byte, for as long as was allowed
 ├── APIStatusError          the server refused: `status`, `message`, `param`, `code`, `type`
 ├── APIStreamError          the server failed in the middle of a streamed answer
-└── APIResponseError        what came back is not this API
+├── APIResponseError        what came back is not this API
+├── AnswerInterrupted       a kept answer was cut short by the server; it can be gone on with
+└── SteerFailed             what was said in mid-answer could not be taken on
 """
 
 from __future__ import annotations
@@ -84,6 +86,15 @@ def status_error(status: int, content: bytes, headers: Mapping[str, str]) -> API
         retry_after_s=_seconds(headers.get("retry-after")),
         body=body,
     )
+
+
+def told_status(status: int, told: Mapping[str, Any] | bytes) -> APIStatusError:
+    """The same, of an error event of a WebSocket."""
+    if isinstance(told, bytes):
+        return status_error(status, told, {})
+    headers = (told.get("error") or {}).get("headers") or {}
+    retry_after_s = _seconds(headers.get("Retry-After"))
+    return APIStatusError(status, **_said(told), retry_after_s=retry_after_s, body=dict(told))
 
 
 def told_error(item: Mapping[str, Any], streamed: bool) -> APIError | None:
