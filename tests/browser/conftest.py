@@ -13,9 +13,17 @@ import pytest_asyncio
 
 from lmserve.bridge.fake import FakeEngine
 from lmserve.server.lifecycle import running_server
-from lmserve.settings import EngineSettings, ServerSettings, Settings
+from lmserve.settings import (
+    EngineSettings,
+    ServerSettings,
+    SessionSettings,
+    Settings,
+    WarmSettings,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from playwright.async_api import Browser, Page, Request
 
 FLAGS = (
@@ -55,17 +63,19 @@ class Visit:
 
 
 @pytest.fixture
-def settings() -> Settings:
+def settings(tmp_path: Path) -> Settings:
     return Settings(
         server=ServerSettings(server_port=0, drain_timeout_s=0.0),
-        engine=EngineSettings(engine="mock"),
+        engine=EngineSettings(engine="mock", mock_tokens_s=200),
+        sessions=SessionSettings(data_dir=str(tmp_path)),
+        warm=WarmSettings(drafts=False),  # a script is for what is sent
     )
 
 
 @pytest.fixture
-def engine() -> FakeEngine:
+def engine(settings: Settings) -> FakeEngine:
     """Says what a test scripts, over the real server."""
-    return FakeEngine()
+    return FakeEngine(settings.engine)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -9,12 +9,13 @@ import asyncio
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from playwright.async_api import Page, async_playwright, expect
 
 from lmserve.server.lifecycle import running_server
-from lmserve.settings import EngineSettings, ServerSettings, Settings
+from lmserve.settings import EngineSettings, ServerSettings, SessionSettings, Settings
 from lmserve.weights.files import cache_dir, resolve
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
@@ -23,14 +24,20 @@ MAX_WAIT_MS = 300_000
 
 
 async def chat(page: Page) -> None:
-    """Two chats in the sidebar, and one in the middle of its second answer."""
+    """Two chats in the sidebar, and one, edited, in the middle of its second answer."""
     await page.evaluate(f"localStorage.setItem('lmserve.settings', '{SETTINGS}')")
     for question in ("Write a short poem about the sea", "Why is the sky blue?"):
         await ask(page, question, after=20)
         await page.keyboard.press("Escape")
         await page.get_by_role("button", name="New chat").click()
-    await ask(page, "Give me three facts about the Moon.", after=1)
-    await expect(page.locator(".answer")).to_have_attribute("data-state", "done")
+    await ask(page, "Give me two facts about the Moon.", after=20)
+    await page.keyboard.press("Escape")
+    await page.locator(".user").hover()
+    await page.get_by_role("button", name="Edit").click()
+    await page.get_by_label("Edit message").fill("Give me three facts about the Moon.")
+    await page.keyboard.press("Enter")
+    await expect(page.locator(".user .count")).to_have_text("2/2")
+    await expect(page.locator(".answer")).to_have_attribute("data-state", re.compile("complete"))
     await ask(page, "Write a short poem about it.", after=60)
 
 
@@ -44,12 +51,14 @@ async def ask(page: Page, question: str, after: int) -> None:
     await expect(page.locator(".answer .markdown").last).to_have_text(written)
 
 
-async def main() -> None:
+async def main(folder: str) -> None:
+    """Keeps conversations in that folder."""
     expect.set_options(timeout=MAX_WAIT_MS)
     model = await asyncio.to_thread(resolve, None, cache_dir(os.environ.get("LMSERVE_CACHE_DIR")))
     settings = Settings(
         ServerSettings(model_name=model.name),
         EngineSettings(model=str(model.path), session_len=2048),
+        sessions=SessionSettings(data_dir=folder),
     )
     async with running_server(settings) as server, async_playwright() as playwright:
         await server.handle.wait_ready()
@@ -69,4 +78,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(main(folder))

@@ -1,15 +1,20 @@
-// The chat page: conversations, one running answer each, and the composer.
+// The chat page: the list of conversations, the one that is open, and the composer.
 
-import { ApiError, getHealth, getModels, streamChat } from "./api.js";
+import { getHealth, getModels } from "./api.js";
+import { Composer } from "./composer.js";
+import { Connection, isAway } from "./connection.js";
+import { Conversation } from "./conversation.js";
 import { el, icon } from "./dom.js";
-import { Answer, userMessage } from "./messages.js";
+import { banner, toast } from "./notices.js";
 import { Follower } from "./scroll.js";
-import { openSettings, samplingFields } from "./settings.js";
-import { renderSidebar } from "./sidebar.js";
-import { deleteConversation, loadConversations, loadSettings, newConversation, saveConversation } from "./store.js";
+import { SessionList } from "./sessions.js";
+import { openSettings, requestFields } from "./settings.js";
+import { Sidebar, titleOf } from "./sidebar.js";
+import { Thread } from "./thread.js";
 
 const RETRY_HEALTH_MS = 1000;
-const TITLE_LENGTH = 48;
+const QUIET_MS = 1000; // a connection that is mended sooner is no news
+const TITLE_LETTERS = 48;
 const IDEAS = [
   "Explain how a rainbow forms, in three sentences",
   "Write a short poem about the sea",
@@ -18,268 +23,259 @@ const IDEAS = [
 ];
 
 const byId = (id) => document.getElementById(id);
-const log = byId("log");
-const prompt = byId("prompt");
+const connection = new Connection(onConnection);
+const list = new SessionList(connection, onSessions, onFailure);
+const opened = new Map(); // session id → Conversation: those looked at, which may still be answering
 const follower = new Follower(byId("scroller"), byId("latest"));
+const sidebar = new Sidebar(byId("conversations"), { open: ({ id }) => openById(id), rename, fork, remove, more: () => list.more() });
+const composer = new Composer(byId("composer"), { send, stop: () => current.stop(), typed });
+const thread = new Thread(byId("log"), {
+  edit: (id, text) => say(() => current.edit(id, text)),
+  regenerate: (id) => say(() => current.regenerate(id)),
+  goOn: (id) => say(() => current.goOn(id)),
+  retry: (shown) => say(() => current.retry(shown)),
+  switchTo: (id) => {
+    current.show(id);
+    paintNow();
+  },
+  fork: (id) => fork({ id: current.id }, id),
+});
+const welcome = makeWelcome();
 
-let conversations = loadConversations();
-let current = newConversation();
-let answer = null; // the Answer shown last
 let models = [];
-let watching = false;
-const running = new Map(); // conversation id → AbortController
+let isWatching = false;
+let isPainting = false;
+let current = newConversation();
 
 // ---- conversations -------------------------------------------------------------------
 
-function save(conversation) {
-  conversation.updated = Date.now();
-  if (!conversations.includes(conversation)) conversations.unshift(conversation);
-  conversations.sort((a, b) => b.updated - a.updated);
-  if (!saveConversation(conversation)) toast("The browser's storage is full: this chat is not kept.");
-  showSidebar();
+function newConversation(id = null) {
+  const conversation = new Conversation(connection, id, () => requestFields(models), {
+    changed: () => conversation === current && paint(),
+    failed: onFailure,
+    unsaid: (text, error) => {
+      toast(error.message);
+      if (conversation === current) composer.restore(text);
+    },
+    begun: (text) => onBegun(conversation, text),
+  });
+  return conversation;
 }
 
-function open(conversation) {
-  current = conversation;
-  location.hash = conversation.messages.length ? conversation.id : "";
-  document.body.classList.remove("menu-open");
-  show();
-  prompt.focus();
+/** A new one has its id from the server now, and its title from what was asked first. */
+async function onBegun(conversation, text) {
+  const { id } = conversation;
+  opened.set(id, conversation);
+  if (conversation === current) history.replaceState(null, "", `#${id}`);
+  const title = text.split("\n")[0].slice(0, TITLE_LETTERS);
+  await attempt(({ sessions }) => sessions.rename(id, title));
+  list.look();
 }
 
-function rename(conversation, title) {
-  if (title) {
-    conversation.title = title;
-    saveConversation(conversation);
+function openNew() {
+  show(newConversation());
+}
+
+async function openById(id) {
+  const conversation = opened.get(id) ?? newConversation(id);
+  opened.set(id, conversation);
+  show(conversation);
+  try {
+    await conversation.load();
+    follower.jump();
+  } catch (error) {
+    if (error.status === 404) forget(id, "This conversation is no longer there.");
+    else onFailure(error);
   }
-  showSidebar();
 }
 
-function remove(conversation) {
-  running.get(conversation.id)?.abort();
-  conversations = conversations.filter((other) => other !== conversation);
-  deleteConversation(conversation.id);
-  if (conversation === current) open(newConversation());
-  showSidebar();
-  toast("Chat deleted.", "Undo", () => save(conversation));
+function show(conversation) {
+  current = conversation;
+  const hash = conversation.id === null ? "" : `#${conversation.id}`;
+  if (location.hash !== hash) history.pushState(null, "", hash || location.pathname);
+  closeMenu();
+  paintNow();
+  follower.jump();
+  composer.focus();
+}
+
+function forget(id, text) {
+  opened.delete(id);
+  if (current.id !== id) return;
+  toast(text);
+  openNew();
+}
+
+async function rename(session, title) {
+  if (title) await attempt(({ sessions }) => sessions.rename(session, title));
+  list.look();
+}
+
+async function fork(session, at) {
+  const made = await attempt(({ sessions }) => sessions.fork(session, { at }));
+  if (!made) return;
+  list.look();
+  await openById(made.id);
+  toast("This is the fork: what is said here changes nothing there.");
+}
+
+async function remove({ id }) {
+  const kept = await attempt(({ sessions }) => sessions.export(id));
+  if (!kept || (await attempt(async ({ sessions }) => (await sessions.delete(id), true))) === null) return;
+  opened.delete(id);
+  if (current.id === id) openNew();
+  list.look();
+  toast("Chat deleted.", "Undo", async () => {
+    await attempt(({ sessions }) => sessions.import(kept, { id }));
+    list.look();
+  });
+}
+
+/** What `work(client)` gives; null, and a word about it, where it fails. */
+async function attempt(work) {
+  try {
+    return await connection.ask(work);
+  } catch (error) {
+    toast(error.message);
+    return null;
+  }
+}
+
+// ---- what is said --------------------------------------------------------------------
+
+function send(text) {
+  if (current.isBusy) current.steer(text);
+  else say(() => current.ask(text));
+}
+
+function say(begin) {
+  begin();
+  follower.jump();
+  composer.focus();
+}
+
+function typed(text) {
+  const { instructions } = requestFields(models); // with which the prompt would be another
+  if (current.id === null || current.isBusy || instructions) return;
+  connection.client.draft(current.id).set(text);
 }
 
 // ---- what is on the screen -----------------------------------------------------------
 
-function showSidebar() {
-  renderSidebar(byId("conversations"), conversations, current, { open, rename, remove });
-  byId("title").textContent = current.title || "New chat";
-  document.title = `${current.title || "Chat"} · lmserve`;
+/** At most once a frame. */
+function paint() {
+  if (isPainting) return;
+  isPainting = true;
+  requestAnimationFrame(paintNow);
 }
 
-function show() {
-  const nodes = current.messages.map((message, index) => {
-    if (message.role === "user") return userMessage(message, (text) => ask(text, index));
-    const again = index === current.messages.length - 1 ? () => regenerate(index) : null;
-    answer = new Answer(message, { onRegenerate: again, onRetry: again });
-    return answer.node;
-  });
-  log.replaceChildren(...(nodes.length ? nodes : [welcome()]));
-  showSidebar();
-  showRunning();
-  follower.jump();
+function paintNow() {
+  isPainting = false;
+  const { isBusy } = current;
+  thread.show(current.line(), welcome);
+  byId("log").setAttribute("aria-busy", String(isBusy));
+  composer.show(isBusy);
+  showTitle();
+  follower.grown();
 }
 
-function welcome() {
-  const ideas = IDEAS.map((idea) => el("button", { class: "idea", type: "button", onclick: () => ask(idea) }, idea));
+function showTitle() {
+  const session = list.find(current.id);
+  const title = session ? titleOf(session) : "New chat";
+  byId("title").textContent = title;
+  document.title = `${title} · lmserve`;
+  sidebar.show(list.sessions, current.id, list.hasMore);
+}
+
+function makeWelcome() {
+  const ideas = IDEAS.map((idea) => el("button", { class: "idea", type: "button", onclick: () => send(idea) }, idea));
   return el("div", { class: "welcome" },
     el("img", { src: "/web/icon.svg", alt: "", width: "48", height: "48" }),
     el("h2", {}, "What would you like to know?"),
     el("div", { class: "ideas" }, ideas));
 }
 
-function showRunning() {
-  const busy = running.has(current.id);
-  const send = byId("send");
-  send.replaceChildren(icon(busy ? "stop" : "up"));
-  send.setAttribute("aria-label", busy ? "Stop" : "Send");
-  send.title = busy ? "Stop (Esc)" : "Send (Enter)";
-  send.disabled = !busy && prompt.value.trim() === "";
-  log.setAttribute("aria-busy", String(busy));
-}
-
-let toastTimer = 0;
-
-function toast(text, label = "", onclick = null) {
-  const node = byId("toast");
-  const act = () => {
-    node.hidden = true;
-    onclick();
-  };
-  node.replaceChildren(text, label && el("button", { class: "button", type: "button", onclick: act }, label));
-  node.hidden = false;
-  clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => (node.hidden = true), 6000);
-}
-
-// ---- asking and answering ------------------------------------------------------------
-
-/** Ask `text` at place `index` of the conversation; what came after is dropped. */
-function ask(text, index = current.messages.length) {
-  if (running.has(current.id)) return;
-  current.messages.splice(index);
-  current.messages.push({ role: "user", content: text });
-  current.title ||= text.split("\n")[0].slice(0, TITLE_LENGTH);
-  generate(current);
-}
-
-function regenerate(index) {
-  if (running.has(current.id)) return;
-  current.messages.splice(index);
-  generate(current);
-}
-
-function request(conversation) {
-  const settings = loadSettings();
-  const system = settings.system.trim();
-  const messages = conversation.messages
-    .filter((message) => message.content)
-    .map(({ role, content }) => ({ role, content }));
-  if (system) messages.unshift({ role: "system", content: system });
-  const model = models.includes(settings.model) ? settings.model : models[0];
-  return { model, messages, ...samplingFields(settings) };
-}
-
-async function generate(conversation) {
-  const controller = new AbortController();
-  const message = { role: "assistant", content: "", state: "streaming", stats: {} };
-  running.set(conversation.id, controller);
-  conversation.messages.push(message);
-  save(conversation);
-  open(conversation);
-  try {
-    if (!models.length) await loadModels();
-    await receive(conversation, message, controller.signal);
-    message.state = "done";
-  } catch (error) {
-    message.state = controller.signal.aborted ? "stopped" : "error";
-    message.error = error.message;
-    if (error instanceof ApiError && error.unavailable) watchHealth();
-  }
-  running.delete(conversation.id);
-  if (conversations.includes(conversation)) save(conversation);
-  paint();
-  showRunning();
-}
-
-async function receive(conversation, message, signal) {
-  const started = performance.now();
-  const { stats } = message;
-  for await (const { text, finishReason, usage } of streamChat(request(conversation), signal)) {
-    if (text) stats.firstTokenMs ??= performance.now() - started;
-    message.content += text;
-    message.finishReason = finishReason;
-    if (usage) addUsage(stats, usage, performance.now() - started);
-    paint();
-  }
-}
-
-function addUsage(stats, usage, elapsedMs) {
-  stats.promptTokens = usage.prompt_tokens;
-  stats.completionTokens = usage.completion_tokens;
-  stats.cachedTokens = usage.prompt_tokens_details?.cached_tokens ?? 0;
-  const decodeMs = elapsedMs - (stats.firstTokenMs ?? 0);
-  if (usage.completion_tokens > 1) stats.tokensPerSecond = ((usage.completion_tokens - 1) * 1000) / decodeMs;
-}
-
-let painting = false;
-
-/** Redraw the growing answer, at most once a frame. */
-function paint() {
-  if (painting) return;
-  painting = true;
-  requestAnimationFrame(() => {
-    painting = false;
-    answer?.update();
-    follower.grown();
-  });
+function closeMenu() {
+  document.body.classList.remove("menu-open");
+  byId("menu").setAttribute("aria-expanded", "false");
 }
 
 // ---- the server's state --------------------------------------------------------------
 
+let quiet = 0;
+
+function onConnection(state) {
+  clearTimeout(quiet);
+  if (state !== "connecting") banner("connection", "");
+  else quiet = setTimeout(() => banner("connection", "Connecting to the server…"), QUIET_MS);
+}
+
+function onSessions() {
+  showTitle();
+  const session = list.find(current.id);
+  if (session) current.sync(session).catch(onFailure);
+  else if (current.id !== null && !list.hasMore) forget(current.id, "This conversation was deleted.");
+}
+
+function onFailure(error) {
+  if (error.status === 404 && error.code === "session_not_found") list.look();
+  if (isAway(error)) watchHealth();
+}
+
+/** Asks /health until the server is ready, and says why it is not. */
+async function watchHealth() {
+  if (isWatching) return;
+  isWatching = true;
+  for (let health = await getHealth(); !health.ready; health = await getHealth()) {
+    banner("health", health.reason);
+    await new Promise((resolve) => setTimeout(resolve, RETRY_HEALTH_MS));
+  }
+  banner("health", "");
+  isWatching = false;
+}
+
 async function loadModels() {
-  models = await getModels();
+  try {
+    models = await getModels();
+  } catch (error) {
+    if (error.status === 401) toast(error.message);
+  }
   byId("model").textContent = models[0] ?? "";
 }
 
-/** Ask /health until the server is ready, and say why it is not. */
-async function watchHealth() {
-  if (watching) return;
-  watching = true;
-  const banner = byId("banner");
-  for (let health = await getHealth(); !health.ready; health = await getHealth()) {
-    banner.textContent = health.reason;
-    banner.hidden = false;
-    await new Promise((resolve) => setTimeout(resolve, RETRY_HEALTH_MS));
-  }
-  banner.hidden = true;
-  watching = false;
-  await loadModels().catch((error) => toast(error.message));
+async function begin() {
+  watchHealth().then(() => models.length || loadModels());
+  await loadModels();
+  await list.watch();
+  if (location.hash) await openById(location.hash.slice(1));
 }
 
 // ---- events --------------------------------------------------------------------------
 
-function submit() {
-  const text = prompt.value.trim();
-  if (!text || running.has(current.id)) return;
-  prompt.value = "";
-  resize();
-  ask(text);
-}
-
-function resize() {
-  prompt.style.height = "auto";
-  prompt.style.height = `${prompt.scrollHeight}px`;
-  showRunning();
-}
-
 function listen() {
-  prompt.addEventListener("input", resize);
-  prompt.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-    event.preventDefault();
-    submit();
-  });
-  byId("composer").addEventListener("submit", (event) => {
-    event.preventDefault();
-    const controller = running.get(current.id);
-    if (controller) controller.abort();
-    else submit();
-  });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) running.get(current.id)?.abort();
+    if (event.key === "Escape" && !document.querySelector("dialog[open]")) current.stop();
   });
-  byId("new").addEventListener("click", () => open(newConversation()));
+  byId("new").addEventListener("click", openNew);
   byId("open-settings").addEventListener("click", () => openSettings(byId("settings"), models));
   byId("menu").addEventListener("click", () => {
     const isOpen = document.body.classList.toggle("menu-open");
     byId("menu").setAttribute("aria-expanded", String(isOpen));
   });
   byId("main").addEventListener("click", (event) => {
-    if (!event.target.closest("#menu")) document.body.classList.remove("menu-open");
+    if (!event.target.closest("#menu")) closeMenu();
   });
-  window.addEventListener("pagehide", () => {
-    for (const id of running.keys()) saveConversation(conversations.find((one) => one.id === id));
+  window.addEventListener("popstate", () => {
+    const id = location.hash.slice(1);
+    if (id && id !== current.id) openById(id);
+    else if (!id && current.id !== null) openNew();
   });
 }
 
-function start() {
-  for (const { messages } of conversations) {
-    const last = messages.at(-1);
-    if (last?.state === "streaming") last.state = "stopped"; // the page was closed on it
-  }
-  byId("new").prepend(icon("plus"));
-  byId("menu").append(icon("menu"));
-  byId("open-settings").append(icon("sliders"));
-  byId("latest").append(icon("down"));
-  listen();
-  open(conversations.find(({ id }) => id === location.hash.slice(1)) ?? current);
-  watchHealth();
-}
-
-start();
+byId("new").prepend(icon("plus"));
+byId("menu").append(icon("menu"));
+byId("open-settings").append(icon("sliders"));
+byId("latest").append(icon("down"));
+listen();
+paintNow();
+begin();

@@ -24,6 +24,9 @@ const ICONS = {
   edit: "M5 19l1-4L16.5 4.5l3 3L9 18zM14 7l3 3",
   trash: "M5 7h14M10 7V4.5h4V7M7 7l.8 12.5h8.4L17 7",
   again: "M19 12a7 7 0 1 1-2.2-5.1M19 4v4h-4",
+  back: "M14 7l-5 5 5 5",
+  forth: "M10 7l5 5-5 5",
+  fork: "M12 20v-7M12 13L6 7M12 13l6-6M6 11V7h4M18 11V7h-4",
   sliders: "M4 8h9M17 8h3M15 5.5v5M4 16h3M11 16h9M9 13.5v5",
 };
 

@@ -1,45 +1,77 @@
-// How one message looks: its text, its actions, its figures. Knows nothing of the server.
+// How one message looks: its text, its versions, its actions, its figures. Each view has
+// `update(shown)`, called whenever the message may have changed.
 
 import { copyButton, el, icon, iconButton } from "./dom.js";
+import { ending, figures, wait } from "./figures.js";
 import { renderMarkdown } from "./markdown.js";
 
-/** The line of figures under an answer. */
-export function describeStats({ stats, state, finishReason }) {
-  const parts = [];
-  if (state === "stopped") parts.push("stopped");
-  if (finishReason === "length") parts.push("token limit reached");
-  if (finishReason === "abort") parts.push("cut short by the server");
-  if (stats?.completionTokens) parts.push(plural(stats.completionTokens, "token"));
-  if (stats?.tokensPerSecond) parts.push(`${stats.tokensPerSecond.toFixed(1)} tok/s`);
-  if (stats?.firstTokenMs) parts.push(`first token ${seconds(stats.firstTokenMs)}`);
-  if (stats?.cachedTokens) {
-    parts.push(`${stats.cachedTokens} of ${stats.promptTokens} prompt tokens cached`);
+/** `actions`: edit(id, text), regenerate(id), goOn(id), fork(id), show(id), retry(shown). */
+export function viewOf(shown, actions) {
+  if (shown.role === "user") return new Question(shown, actions);
+  if (shown.role === "assistant") return new Answer(shown, actions);
+  return new Note(shown);
+}
+
+/** ‹ 2/3 ›: what else was said in this place. */
+class Versions {
+  constructor(show) {
+    this.show = show;
+    this.count = el("span", { class: "count" });
+    this.back = iconButton("back", "Previous version", () => this.step(-1));
+    this.forth = iconButton("forth", "Next version", () => this.step(1));
+    this.node = el("span", { class: "versions", role: "group", "aria-label": "Versions" }, this.back, this.count, this.forth);
   }
-  return parts.join(" · ");
+
+  update({ id, versions = [] }) {
+    this.versions = versions;
+    this.place = versions.indexOf(id);
+    this.node.hidden = versions.length < 2;
+    this.count.textContent = `${this.place + 1}/${versions.length}`;
+    this.back.disabled = this.place === 0;
+    this.forth.disabled = this.place === versions.length - 1;
+  }
+
+  step(by) {
+    this.show(this.versions[this.place + by], by < 0 ? "Previous version" : "Next version");
+  }
 }
 
-function plural(count, word) {
-  return `${count} ${word}${count === 1 ? "" : "s"}`;
+class Question {
+  constructor(shown, actions) {
+    this.actions = actions;
+    this.body = el("div", { class: "bubble" }, shown.text);
+    this.versions = new Versions(actions.show);
+    this.change = iconButton("edit", "Edit", () => this.edit());
+    this.tools = el("div", { class: "actions" }, this.versions.node, copyButton(() => shown.text), this.change);
+    this.node = el("article", { class: "message user", "aria-label": "You" }, this.body, this.tools);
+    this.node.classList.toggle("steering", shown.isSteer === true);
+    this.update(shown);
+  }
+
+  update(shown) {
+    this.shown = shown;
+    this.versions.update(shown);
+    this.change.hidden = shown.id === null;
+    this.tools.hidden = shown.isSteer === true;
+  }
+
+  edit() {
+    const leave = () => {
+      this.node.replaceChildren(this.body, this.tools);
+      this.change.focus();
+    };
+    const send = (text) => {
+      this.node.replaceChildren(this.body, this.tools);
+      this.actions.edit(this.shown.id, text);
+    };
+    this.node.replaceChildren(editor(this.shown.text, send, leave));
+  }
 }
 
-function seconds(ms) {
-  return ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`;
-}
-
-export function userMessage(message, onEdit) {
-  const node = el("article", { class: "message user", "aria-label": "You" });
-  const body = el("div", { class: "bubble" }, message.content);
-  const edit = () => node.replaceChildren(editor(message, onEdit, show));
-  const actions = el("div", { class: "actions" }, copyButton(() => message.content), iconButton("edit", "Edit", edit));
-  const show = () => node.replaceChildren(body, actions);
-  show();
-  return node;
-}
-
-function editor(message, onSave, onCancel) {
+function editor(text, onSend, onCancel) {
   const area = el("textarea", { rows: "3", "aria-label": "Edit message" });
-  area.value = message.content;
-  const save = () => area.value.trim() && onSave(area.value.trim());
+  area.value = text;
+  const send = () => area.value.trim() && onSend(area.value.trim());
   area.addEventListener("keydown", (event) => {
     if (event.isComposing) return;
     if (event.key === "Escape") {
@@ -47,39 +79,56 @@ function editor(message, onSave, onCancel) {
       onCancel();
     } else if (event.key === "Enter" && !event.shiftKey) {
       event.preventDefault();
-      save();
+      send();
     }
   });
   requestAnimationFrame(() => area.focus());
   return el("div", { class: "editor" }, area,
     el("div", { class: "dialog-actions" },
       el("button", { class: "button", type: "button", onclick: onCancel }, "Cancel"),
-      el("button", { class: "button primary", type: "button", onclick: save }, "Send")));
+      el("button", { class: "button primary", type: "button", onclick: send }, "Send")));
 }
 
-/** An answer with `update()`, called whenever the message has changed. */
-export class Answer {
-  constructor(message, { onRegenerate, onRetry }) {
-    this.message = message;
+class Answer {
+  constructor(shown, actions) {
     this.body = el("div", { class: "markdown" });
-    this.stats = el("span", { class: "stats" });
-    this.regenerate = onRegenerate && iconButton("again", "Regenerate", onRegenerate);
+    this.wait = el("p", { class: "wait", role: "status" });
     this.error = el("p", { class: "error", role: "alert" }, el("span"),
-      onRetry && el("button", { class: "button", type: "button", onclick: onRetry }, icon("again"), "Retry"));
-    this.foot = el("div", { class: "actions" }, this.stats, copyButton(() => message.content), this.regenerate);
-    this.node = el("article", { class: "message answer", "aria-label": "Assistant" }, this.body, this.error, this.foot);
-    this.update();
+      el("button", { class: "button", type: "button", onclick: () => actions.retry(this.shown) }, icon("again"), "Retry"));
+    this.stats = el("span", { class: "stats" });
+    this.versions = new Versions(actions.show);
+    this.again = iconButton("again", "Regenerate", () => actions.regenerate(this.shown.id));
+    this.fork = iconButton("fork", "Fork from here", () => actions.fork(this.shown.id));
+    this.goOn = el("button", { class: "button small", type: "button", onclick: () => actions.goOn(this.shown.id) }, "Continue");
+    const copy = copyButton(() => this.shown.text);
+    this.foot = el("div", { class: "actions" }, this.goOn, this.versions.node, this.stats, copy, this.again, this.fork);
+    this.node = el("article", { class: "message answer", "aria-label": "Assistant" }, this.body, this.wait, this.error, this.foot);
+    this.update(shown);
   }
 
-  update() {
-    const { content, state, error } = this.message;
-    const streaming = state === "streaming";
-    renderMarkdown(this.body, content);
-    this.node.setAttribute("aria-busy", String(streaming));
+  update(shown) {
+    this.shown = shown;
+    const { id, text, state, waiting, error, isLast } = shown;
+    const isBusy = state === "in_progress" || state === "queued";
+    renderMarkdown(this.body, text);
+    this.node.setAttribute("aria-busy", String(isBusy));
     this.node.dataset.state = state;
-    this.error.hidden = state !== "error";
+    this.wait.hidden = !(isBusy && waiting);
+    if (waiting) this.wait.textContent = wait(waiting);
+    this.error.hidden = !error;
     this.error.firstChild.textContent = error ?? "";
-    this.foot.hidden = streaming || (state === "error" && !content);
-    this.stats.textContent = describeStats(this.message);
+    this.foot.hidden = isBusy || id === null;
+    this.goOn.hidden = !(isLast && ending(shown));
+    this.stats.textContent = figures(shown);
+    this.versions.update(shown);
   }
+}
+
+/** What neither a person nor the model said: instructions, a tool's output. */
+class Note {
+  constructor({ role, text }) {
+    this.node = el("article", { class: "message note", "aria-label": role }, el("b", {}, role), ` ${text}`);
+  }
+
+  update() {}
 }
