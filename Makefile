@@ -17,10 +17,10 @@ SERVE_READY := $(VENV)/.ready-to-serve
 DEV_READY   := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check lint format bench bench-proxy venv clean
+.PHONY: help serve test test-slow check lint format bench bench-proxy bench-conversation bench-reconnect venv clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(SERVE_READY) ## Set up and serve the default model: make serve ARGS="--server-port 8000"
 	$(BIN)/lmserve serve api_server $(ARGS)
@@ -48,6 +48,12 @@ bench: $(DEV_READY) ## Measure the front end alone: mock engine against a bare h
 
 bench-proxy: $(DEV_READY) ## Measure what the distributor adds: proxy against direct and a bare pump
 	$(BIN)/python bench/proxy.py $(ARGS)
+
+bench-conversation: $(DEV_READY) ## Time turn 10 of a long conversation: cold, warm, forked, restored, drafted
+	$(BIN)/python bench/conversation.py $(ARGS)
+
+bench-reconnect: $(DEV_READY) ## Cut 500 streams at random points and resume them
+	$(BIN)/python bench/reconnect.py $(ARGS)
 
 venv: $(DEV_READY) ## Set up .venv alone
 

@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -94,10 +95,10 @@ class Server:
             self.process.wait()
 
 
-async def stream(port: int, body: bytes, keep: bool = False) -> bytes:
+async def stream(port: int, path: str, body: bytes, keep: bool = False) -> bytes:
     """Sends one request and reads to the end; returns the bytes if `keep`."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = HEAD.format(path="/v1/chat/completions", length=len(body))
+    head = HEAD.format(path=path, length=len(body))
     writer.write(head.encode() + body)
     kept = bytearray()
     while data := await reader.read(1 << 18):
@@ -121,43 +122,42 @@ def chunks_of(raw: bytes) -> list[str]:
     return [event + "\n\n" for event in out.decode().split("\n\n") if event]
 
 
-async def load(server: Server, streams: int, tokens: int) -> tuple[float, float]:
+async def load(server: Server, path: str, streams: int, tokens: int) -> tuple[float, float]:
     """Runs all streams at once: (tokens a second by wall, tokens a second of server CPU)."""
-    body = request_body(tokens)
+    body = request_body(path, tokens)
     cpu, begin = server.cpu_s(), time.perf_counter()
     await asyncio.wait_for(
-        asyncio.gather(*(stream(server.port, body) for _ in range(streams))), 300
+        asyncio.gather(*(stream(server.port, path, body) for _ in range(streams))), 300
     )
     wall, cpu = time.perf_counter() - begin, server.cpu_s() - cpu
     return streams * tokens / wall, streams * tokens / max(cpu, 0.01)
 
 
-def request_body(tokens: int) -> bytes:
-    return json.dumps(
-        {
-            "messages": [{"role": "user", "content": "hi"}],
-            "max_tokens": tokens,
-            "ignore_eos": True,
-            "stream": True,
-        }
-    ).encode()
+def request_body(path: str, tokens: int) -> bytes:
+    body: dict = {"ignore_eos": True, "stream": True}
+    if path == "/v1/responses":
+        body |= {"input": "hi", "max_output_tokens": tokens}
+    else:
+        body |= {"messages": [{"role": "user", "content": "hi"}], "max_tokens": tokens}
+    return json.dumps(body).encode()
 
 
-async def run(args: argparse.Namespace) -> dict:
+async def run(args: argparse.Namespace, folder: str) -> dict:
+    path = args.path
     front = Server(
         [sys.executable, "-m", "lmserve", "serve", "api_server", "--engine", "mock",
-         "--server-port", "0", "--log-level", "warning"]
+         "--server-port", "0", "--log-level", "warning", "--data-dir", folder]
     )  # fmt: skip
     transcript = Path(args.transcript)
     try:
-        one = chunks_of(await stream(front.port, request_body(args.tokens), keep=True))
+        one = chunks_of(await stream(front.port, path, request_body(path, args.tokens), keep=True))
         await asyncio.to_thread(transcript.write_text, json.dumps(one))
         bare = Server([sys.executable, __file__, "--bare", str(transcript)])
         try:
             rows = []
             for _ in range(args.pairs):
-                a = await load(front, args.streams, args.tokens)
-                b = await load(bare, args.streams, args.tokens)
+                a = await load(front, path, args.streams, args.tokens)
+                b = await load(bare, path, args.streams, args.tokens)
                 rows.append((*a, *b))
         finally:
             bare.close()
@@ -165,6 +165,7 @@ async def run(args: argparse.Namespace) -> dict:
         front.close()
     mid = statistics.median
     return {
+        "path": path,
         "streams": args.streams,
         "tokens": args.tokens,
         "chunks_in_one_answer": len(one),
@@ -180,6 +181,7 @@ async def run(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--path", default="/v1/chat/completions", help="or /v1/responses")
     ap.add_argument("--streams", type=int, default=64)
     ap.add_argument("--tokens", type=int, default=512)
     ap.add_argument("--pairs", type=int, default=5)
@@ -189,7 +191,8 @@ def main() -> None:
     if args.bare:
         bare_server(args.bare)
     else:
-        print(json.dumps(asyncio.run(run(args)), indent=1))
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(asyncio.run(run(args, folder)), indent=1))
 
 
 if __name__ == "__main__":
