@@ -172,9 +172,12 @@ const idOf = (named) => (typeof named === "string" ? named : named.id);
 const given = (fields) =>
   Object.fromEntries(Object.entries(fields).filter(([, value]) => (value ?? null) !== null));
 
-/** @param {string} prefix */
+/**
+ * Shorter than a server's own, in which a distributor would look for the node that gave it.
+ * @param {string} prefix
+ */
 function newId(prefix) {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  const bytes = crypto.getRandomValues(new Uint8Array(12));
   return prefix + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -700,6 +703,7 @@ class Link {
     this.rest = rest;
     this.options = options;
     this.overHttp = !options.websocket || typeof WebSocket === "undefined";
+    if (this.overHttp) queueMicrotask(() => options.onConnection("http"));
     this.numConnections = 0;
     /** @type {(item: Item) => void} Gets what is of no answer and no call. */
     this.onOther = () => {};
@@ -764,7 +768,8 @@ class Link {
     if (this.closed) throw closed();
     lane.steers.push(steering);
     if (!this.overHttp && this.lanes.has(lane.id)) {
-      if (this.socket && !this.resuming.has(lane.id)) this.say(this.socket, steering);
+      const waits = this.resuming.has(lane.id) || this.behind.has(lane.id); // see `sayAgain`
+      if (this.socket && !waits) this.say(this.socket, steering);
       return;
     }
     this.steerByRest(lane, steering);
@@ -867,8 +872,9 @@ class Link {
       socket.onclose = onEnd;
       const { silenceMs } = this.options;
       const watch = setInterval(() => {
+        if (!this.lanes.size && !this.calls.size) heard = Date.now(); // nothing is waited for
         const silentMs = Date.now() - heard;
-        if (silentMs < silenceMs || (!this.lanes.size && !this.calls.size)) return;
+        if (silentMs < silenceMs) return;
         if (silentMs < 2 * silenceMs) {
           return send(socket, { type: "session.list", event_id: "anybody", limit: 1 });
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from lmserve.edge.cross_site import crosses
+from lmserve.edge.cross_site import crosses, foreign
 from lmserve.edge.keyring import OPEN, OWNER, Keyring, brought
 from lmserve.edge.middlewares import Handler
 from lmserve.errors import CrossSite
@@ -19,7 +19,9 @@ def keys_required(keyring: Keyring) -> Middleware:
         if _is_preflight(request):
             request[OWNER] = ""
             return await handler(request)
-        if crosses(request) and request.path.startswith("/nodes/"):
+        # over plain HTTP, browsers tell of another page by its origin alone
+        of_nodes = request.path.startswith("/nodes/")
+        if of_nodes and (crosses(request) or foreign(request)):
             raise CrossSite("another web page may not call this")
         return await keyring.guard(request, handler)
 

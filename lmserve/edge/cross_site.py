@@ -12,7 +12,7 @@ def crosses(request: web.Request) -> bool:
     them."""
     if request.headers.get("Sec-Fetch-Site") == "cross-site":
         return True
-    return _upgrades(request) and _foreign(request)
+    return _upgrades(request) and foreign(request)
 
 
 def _upgrades(request: web.Request) -> bool:
@@ -21,7 +21,7 @@ def _upgrades(request: web.Request) -> bool:
     return request.headers.get(hdrs.UPGRADE, "").strip().lower() == "websocket"
 
 
-def _foreign(request: web.Request) -> bool:
+def foreign(request: web.Request) -> bool:
     """Whether the page's origin is not this server. Its scheme is not looked at: TLS may end
     before."""
     origin = request.headers.get(hdrs.ORIGIN)

@@ -297,6 +297,27 @@ async def test_http_where_there_can_be_no_websocket(site: Site, run: Callable[..
     assert told == ["Hello", 0]
 
 
+@pytest.mark.parametrize("upgrades", [True, False])
+async def test_what_it_goes_over_is_told(
+    site: Site, run: Callable[..., Any], websocket: bool, upgrades: bool
+) -> None:
+    site.proxy.upgrades = upgrades
+    site.fake.will_say("Hello")
+    told = await run(
+        """
+        const states = [];
+        const onConnection = (state) => states.push(state);
+        const other = new lmserve.Lmserve({ url, ...options, onConnection });
+        await (await other.respond({ input: "hi" })).text();
+        other.close();
+        return states;
+        """,
+        websocket=websocket,
+    )
+    assert ("http" in told, told[-1]) == (not (websocket and upgrades), "closed")
+    assert websocket or told == ["http", "closed"]
+
+
 async def test_a_server_that_restarts(site: Site, run: Callable[..., Any], websocket: bool) -> None:
     async def restart() -> None:
         site.proxy.down = True

@@ -164,9 +164,14 @@ async def test_terminate(make_node: Any, make_proxy: Any, make_app: Any) -> None
     assert list((await say(proxy.get("/nodes/status")))[1]) == [refuses.url]
 
 
-async def test_no_other_page_changes_the_nodes(make_proxy: Any, dead_url: str) -> None:
+@pytest.mark.parametrize(
+    "page", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://other.example"}]
+)
+async def test_no_other_page_changes_the_nodes(
+    make_proxy: Any, dead_url: str, page: dict[str, str]
+) -> None:
     proxy = await make_proxy()
-    crossing = {"Sec-Fetch-Site": "cross-site", "Content-Type": "text/plain"}
+    crossing = {**page, "Content-Type": "text/plain"}
     body = {"url": dead_url, "status": {"models": ["m"]}}
     status, error = await say(proxy.post("/nodes/add", json=body, headers=crossing))
     assert (status, error["error"]["code"]) == (403, "cross_site")

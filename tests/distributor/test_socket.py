@@ -434,3 +434,55 @@ async def test_an_answer_goes_on_without_its_client(two: Any) -> None:
         assert (await response.json())["running"] == [created["id"]]
     async with proxy.post(f"/v1/responses/{created['id']}/cancel") as response:
         assert (await response.json())["status"] in ("cancelled", "incomplete")
+
+
+async def test_a_client_that_asks_and_leaves(two: Any) -> None:
+    """At once, so that no node was called for it yet: its load is none."""
+    proxy, nodes = two
+    host, port = proxy.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    key = base64.b64encode(b"0123456789abcdef").decode()
+    lines = [
+        f"GET {PATH} HTTP/1.1",
+        f"Host: {host}:{port}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {key}",
+    ]
+    writer.write("\r\n".join([*lines, "", ""]).encode())
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    asks = b'{"type":"response.create","input":"Hi"}'
+    mask = bytes(4)
+    goodbye = b"\x88\x82" + mask + (1000).to_bytes(2, "big")
+    writer.write(bytes((0x81, 0x80 | len(asks))) + mask + asks + goodbye)
+    await reader.read()
+    writer.close()
+    await proxy.until(lambda: not len(proxy.app[SOCKETS]))
+    await proxy.app[SOCKETS].ended()
+    assert [node.unfinished for node in proxy.app[NODES]] == [0, 0]
+
+
+async def test_a_node_that_ends_it_leaves_no_bytes_held(make_app: Any, make_proxy: Any) -> None:
+    async def too_big(request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
+        socket = aiohttp.web.WebSocketResponse(max_msg_size=1024)
+        await socket.prepare(request)
+        await socket.receive()
+        return socket
+
+    async def healthy(request: aiohttp.web.Request) -> aiohttp.web.Response:
+        return aiohttp.web.json_response({"data": [{"id": "mock"}]})
+
+    node = aiohttp.web.Application()
+    node.router.add_get(PATH, too_big)
+    node.router.add_get("/{tail:.*}", healthy)
+    proxy = await make_proxy(await make_app(node))
+    async with connected(proxy) as socket:
+        for _ in range(8):
+            event = {"type": "session.create", "title": "x" * 2**20}
+            await socket.ws.send_json(event)
+        while not socket.ws.closed:
+            await socket.ws.receive()
+        assert socket.ws.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+    await proxy.until(lambda: not len(proxy.app[SOCKETS]))
+    assert proxy.app[PROXY].bodies.held_bytes == 0

@@ -88,8 +88,9 @@ class Connection:
             await self._send(type=call.verb.frame, event_id=id, **call.fields)
 
     async def say(self, lane: Lane, steering: Steering) -> None:
-        """While the lane is being resumed it waits for that: see `_say_again`."""
-        if lane.id in self._attached and lane.id not in self._resuming:
+        """While the lane is being resumed, and catches up, it waits for that: see `_say_again`."""
+        waits = lane.id in self._resuming or lane.id in self._behind
+        if lane.id in self._attached and not waits:
             steering.sent = True
             await self._send(
                 type="response.steer",
@@ -99,7 +100,7 @@ class Connection:
 
     async def _send(self, **item: Any) -> None:
         with suppress(ConnectionClosed):
-            await self._socket.send(json.dumps(item, ensure_ascii=False))
+            await self._socket.send(json.dumps(item))  # ASCII: half a letter passes, too
 
     # --- what comes ----------------------------------------------------------------------
 

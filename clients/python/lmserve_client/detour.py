@@ -49,6 +49,8 @@ class Detour:
                 self._start(self._doubt(lane, steering))
         try:
             await work
+        except APIError as error:
+            lane.fail(error)
         finally:
             lane.fail(client_closed())  # unless it has ended
 

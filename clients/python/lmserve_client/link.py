@@ -20,7 +20,7 @@ from lmserve_client.backoff import Backoff
 from lmserve_client.base import USER_AGENT
 from lmserve_client.connection import Call, Connection, settle
 from lmserve_client.detour import Detour, client_closed
-from lmserve_client.errors import APIConnectionError, APIError, told_status
+from lmserve_client.errors import APIConnectionError, APIError, APIResponseError, told_status
 from lmserve_client.lane import Lane, Steering
 from lmserve_client.rest import Rest
 from lmserve_client.target import Target
@@ -32,6 +32,7 @@ MAX_LANES = 32  # on one connection, as the server has it; more answers go over 
 MAX_REFUSALS = 3  # in a row, of an upgrade or right after it: then there is no WebSocket to be had
 FAULTS = (1002, 1003, 1007, 1009)  # the server closes so for what it was sent: no use again
 DENIED = 1008
+NOT_NOW = (429, 503)  # of an upgrade: it may well pass later
 SUCCESSOR_S = 2.0  # after the end of an answer that was steered, until it is looked for
 
 
@@ -118,6 +119,10 @@ class Link:
                 if self._is_final(error):
                     return
                 reason = str(error) or type(error).__name__
+            except Exception as error:  # nobody else would tell those who wait
+                return self._fail_all(
+                    APIResponseError(f"what came or was to be sent is no event: {error!r}")
+                )
             if self._num_refusals >= MAX_REFUSALS:
                 return self._go_to_http()
             self._fail_unrepeatable(reason)
@@ -171,13 +176,15 @@ class Link:
         """What a failure to connect says of further tries."""
         if not isinstance(error, InvalidHandshake):
             return False
+        if isinstance(error, InvalidStatus) and error.response.status_code in NOT_NOW:
+            return False
         self._num_refusals += 1
         if isinstance(error, InvalidStatus):
             response = error.response
             if response.status_code == 401:
                 self._fail_all(told_status(401, bytes(response.body or b"")))
                 return True
-            if response.status_code < 500 and response.status_code != 429:
+            if response.status_code < 500:
                 self._num_refusals = MAX_REFUSALS
         return False
 

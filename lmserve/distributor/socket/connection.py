@@ -225,6 +225,7 @@ class Connection:
                 if isinstance(failure, Unauthorized):
                     await self._end(WSCloseCode.POLICY_VIOLATION, b"not authenticated")
             elif upstream.close_code in FAULTS:
+                upstream.release()
                 await self._end(upstream.close_code, b"a node ended the connection")
             else:
                 upstream.node.suspect("a connection ended")
@@ -244,8 +245,7 @@ class Connection:
 
     async def _tell_all(self, upstream: Upstream, error: LmserveError | None) -> None:
         """Of whatever it was asked, and nothing else."""
-        for frame in upstream.unsent:
-            frame.body.release()
+        upstream.release()
         for asked in upstream.ledger:
             if error is None:
                 self._backend.metrics.failures.labels(upstream.node.url).inc()

@@ -117,9 +117,14 @@ class Upstream:
         """Whatever task this is called in. `on_end` is not called then. Returns what says goodbye
         to the node."""
         self._task.cancel()
+        self._uncount()  # the task may never have begun
+        self.release()
+        return self._task
+
+    def release(self) -> None:
+        """What was not sent will not be."""
         for frame in self.unsent:
             frame.body.release()
-        return self._task
 
     async def _run(self) -> None:
         failure: Exception | None = None
@@ -134,9 +139,12 @@ class Upstream:
         except Exception:
             logger.exception("the connection to %s failed", self.node.url)
         finally:
-            self.node.unfinished -= self._num_counted
-            self._num_counted = 0
+            self._uncount()
         await self._on_end(self, failure)
+
+    def _uncount(self) -> None:
+        self.node.unfinished -= self._num_counted
+        self._num_counted = 0
 
     async def _serve(self, socket: Socket) -> None:
         sending = asyncio.create_task(self._send(socket))

@@ -51,7 +51,8 @@ export async function getHealth() {
   try {
     const response = await send("/health", { cache: "no-store" });
     const body = await response.json();
-    return { ready: body.status === "healthy", reason: body.message ?? "" };
+    const ready = response.ok && body.status !== "sleeping"; // a distributor has its own words
+    return { ready, reason: ready ? "" : body.message || "The server is not ready." };
   } catch (error) {
     const reason = error instanceof ApiError ? error.message : "The server is not ready.";
     return { ready: false, reason };

@@ -214,7 +214,18 @@ function onSessions() {
   showTitle();
   const session = list.find(current.id);
   if (session) current.sync(session).catch(onFailure);
-  else if (current.id !== null && !list.hasMore) forget(current.id, "This conversation was deleted.");
+  else if (current.id !== null) lookFor(current);
+}
+
+/** It is further down in the list, or, behind a distributor, another node's; or it is gone. */
+async function lookFor(conversation) {
+  const { id } = conversation;
+  try {
+    await conversation.sync(await connection.client.sessions.get(id));
+  } catch (error) {
+    if (error.code === "session_not_found") forget(id, "This conversation was deleted.");
+    else onFailure(error);
+  }
 }
 
 function onFailure(error) {

@@ -14,7 +14,8 @@ function renameField(session, onDone) {
   const finish = (keep) => {
     if (done) return; // removing the field blurs it, which would finish again
     done = true;
-    onDone(keep ? field.value.trim() : "");
+    const title = field.value.trim();
+    onDone(keep && title !== titleOf(session) ? title : "");
   };
   field.addEventListener("blur", () => finish(true));
   field.addEventListener("keydown", (event) => {
