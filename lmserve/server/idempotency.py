@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 from aiohttp import web
 
-from lmserve.errors import InvalidField
+from lmserve.errors import InvalidField, KeyReused
 from lmserve.server.body import OFF_LOOP_BYTES
 
 HEADER = "Idempotency-Key"
@@ -35,3 +37,12 @@ def named(key: str, path: str, asked: msgspec.Struct, param: str) -> tuple[str, 
         )
     what = path.encode() + b" " + msgspec.json.encode(asked)
     return key, hashlib.sha256(what).digest()
+
+
+@contextmanager
+def key_from(param: str) -> Iterator[None]:
+    """Raises KeyReused with the field that the key came in."""
+    try:
+        yield
+    except KeyReused as error:
+        raise KeyReused(error.message, param=param) from None

@@ -354,7 +354,8 @@ async def test_sent_twice_made_once(web: aiohttp.ClientSession, fake: Any) -> No
     assert answers[0] == answers[1] and len(fake.submits) == 1
     async with web.post(URL, json={"input": "yo"}, headers=header) as response:
         assert response.status == 409
-        assert (await response.json())["error"]["code"] == "idempotency_key_reused"
+        error = (await response.json())["error"]
+        assert (error["code"], error["param"]) == ("idempotency_key_reused", "Idempotency-Key")
 
 
 # --- while it runs ---------------------------------------------------------------------------

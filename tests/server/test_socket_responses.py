@@ -337,6 +337,7 @@ async def test_an_idempotency_key_joins(socket: Socket, client: TestClient, fake
     assert await answered(socket, input="hi", idempotency_key="k") == events
     error = await socket.error("response.create", input="yo", idempotency_key="k")
     assert (error["status"], error["error"]["code"]) == (409, "idempotency_key_reused")
+    assert error["error"]["param"] == "idempotency_key"
     error = await socket.error("response.create", input="yo", idempotency_key="")
     assert (error["status"], error["error"]["param"]) == (400, "idempotency_key")
     response = await client.post(

@@ -16,7 +16,8 @@ from lmserve.protocol.response_requests import (
 )
 from lmserve.server import body, sse
 from lmserve.server.cursor import cursor
-from lmserve.server.idempotency import idempotency
+from lmserve.server.idempotency import HEADER as IDEMPOTENCY_HEADER
+from lmserve.server.idempotency import idempotency, key_from
 from lmserve.server.keys import ANSWERS, SESSIONS, SETTINGS
 from lmserve.server.response_calls import ResponseCalls
 from lmserve.server.response_views import response_object
@@ -36,7 +37,8 @@ async def create(request: web.Request) -> web.StreamResponse:
 async def begin(request: web.Request, asked: ResponseFields, session: str | None = None) -> Answer:
     """No await may follow before `tell`, which reads it."""
     key = await idempotency(request, asked)
-    return await _calls(request).begin(asked, session, idempotency=key)
+    with key_from(IDEMPOTENCY_HEADER):
+        return await _calls(request).begin(asked, session, idempotency=key)
 
 
 async def tell(request: web.Request, asked: ResponseFields, answer: Answer) -> web.StreamResponse:

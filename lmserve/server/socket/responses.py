@@ -23,7 +23,7 @@ from lmserve.protocol import socket as wire
 from lmserve.protocol import socket_events as told
 from lmserve.protocol.response_objects import ResponseObject
 from lmserve.protocol.response_requests import ResponseCreate, ResponseUpdate
-from lmserve.server.idempotency import named
+from lmserve.server.idempotency import key_from, named
 from lmserve.server.keys import ANSWERS, SESSIONS
 from lmserve.server.response_calls import ResponseCalls
 from lmserve.server.routes.streams import find
@@ -62,7 +62,8 @@ class Responses:
             idempotency = await asyncio.to_thread(
                 named, key, "/v1/responses", body, "idempotency_key"
             )
-        return await self._calls.begin(asked, idempotency=idempotency)
+        with key_from("idempotency_key"):
+            return await self._calls.begin(asked, idempotency=idempotency)
 
     async def show(self, answer: Answer, stream_id: str | None) -> None:
         """Its events, and then those of the answers that go on from it."""
