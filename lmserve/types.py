@@ -45,9 +45,11 @@ class GenerateRequest:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    # `prompt`, `max_tokens` or `min_tokens` to the client's name of it, where it has another
+    # `prompt`, `max_tokens`, `min_tokens` or `stop` to the client's name of it, if that is another
     params: dict[str, str] = field(default_factory=dict)
-    continues: bool = False  # `token_ids` end in mid-answer; what comes before it is `history`
+    # `token_ids` end in mid-answer, and what comes before it is `history`; or the last of
+    # `messages` is the answer's beginning, its content a string
+    continues: bool = False
     priority: int = 0  # lower runs first
     deadline_s: float | None = None  # from its arrival: the answer is worth nothing after that
     # who asks ("" where no keys are set) and the client's handle to end the answer by

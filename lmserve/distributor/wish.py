@@ -33,6 +33,7 @@ class Body(Struct):
     id: Any = None
     session_id: Any = None
     prompt: Raw = _NONE
+    system: Raw = _NONE  # Anthropic's, before its messages
     messages: Raw = _NONE
     instructions: Raw = _NONE
     input: Raw = _NONE
@@ -182,7 +183,9 @@ def _again(api_key: str, request_key: str | None) -> str | None:
 
 
 def _prefixes(model: str | None, body: Body) -> tuple[bytes, ...]:
-    parts = (body.instructions, body.input) if body.input else (body.messages or body.prompt,)
+    parts = (body.system, body.messages or body.prompt)
+    if body.input:
+        parts = (body.instructions, body.input)
     text = b"".join(memoryview(part)[: MARKS[0]] for part in parts)
     head = f"{model}\n".encode("utf-8", "replace")
     return tuple(

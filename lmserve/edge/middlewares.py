@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from uuid import uuid4
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -22,9 +22,12 @@ from lmserve.errors import (
 from lmserve.protocol.errors import error_body
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ErrorBody = Callable[[LmserveError, str], bytes]  # given the request's id
 
 REQUEST_ID = web.RequestKey("request_id", str)
 HAS_INDEX = web.AppKey("has_index", bool)  # GET / lists what there is
+# of the paths where errors are told in the words of another API than OpenAI's
+ERROR_BODIES = web.AppKey("error_bodies", Mapping[str, ErrorBody])
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 logger = logging.getLogger(__name__)
@@ -88,17 +91,17 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except LmserveError as error:
-        return error_response(error)
+        return error_response(request, error)
     except web.HTTPMethodNotAllowed as error:
         return _method(request, error)
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        return error_response(_of_aiohttp(request, error))
+        return error_response(request, _of_aiohttp(request, error))
     except (asyncio.CancelledError, ConnectionResetError):
         raise  # nobody is left to answer
     except Exception:
-        return error_response(bug(request))
+        return error_response(request, bug(request))
 
 
 def bug(request: web.Request) -> LmserveError:
@@ -107,10 +110,10 @@ def bug(request: web.Request) -> LmserveError:
     return LmserveError(f"internal error; the log has it as request {request[REQUEST_ID]}")
 
 
-def error_response(error: LmserveError) -> web.Response:
-    response = web.Response(
-        status=error.status, body=error_body(error), content_type="application/json"
-    )
+def error_response(request: web.Request, error: LmserveError) -> web.Response:
+    tell = request.app.get(ERROR_BODIES, {}).get(request.path)
+    body = error_body(error) if tell is None else tell(error, request[REQUEST_ID])
+    response = web.Response(status=error.status, body=body, content_type="application/json")
     if isinstance(error, Unauthorized):
         response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
     retry_after_s = getattr(error, "retry_after_s", None)
@@ -125,7 +128,7 @@ def _method(request: web.Request, error: web.HTTPMethodNotAllowed) -> web.Respon
         response = web.Response(status=204)
     else:
         message = f"{request.method} is not allowed for {path_of(request)}: use {allowed}"
-        response = error_response(MethodNotAllowed(message))
+        response = error_response(request, MethodNotAllowed(message))
     response.headers["Allow"] = f"{allowed}, OPTIONS"
     return response
 

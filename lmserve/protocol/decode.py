@@ -71,13 +71,15 @@ def parse_object(body: bytes, what: str = "the body") -> dict[str, Any]:
     return parsed
 
 
-def refuse_unserved(request: msgspec.Struct) -> None:
-    """Refuses fields lmserve knows but does not serve yet, unless they ask for nothing."""
+def refuse_unserved(request: msgspec.Struct, where: str = "") -> None:
+    """Refuses fields lmserve knows but does not serve yet, unless they ask for nothing. `where`
+    comes before their names: only those of the body itself are looked at for every route."""
     for name, neutral in _unserved(type(request)):
         value = getattr(request, name)
         if value is None or any(type(value) is type(x) and value == x for x in neutral):
             continue
-        raise InvalidField(f"{name} is not supported yet: leave it out", param=name)
+        param = where + name
+        raise InvalidField(f"{param} is not supported yet: leave it out", param=param)
 
 
 def _unknown(parsed: dict[str, Any], kind: type[msgspec.Struct]) -> list[str]:

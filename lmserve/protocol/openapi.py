@@ -81,7 +81,9 @@ class Operation:
     response: type[msgspec.Struct] | None = None  # None: `content_type` says what comes
     stream: type[msgspec.Struct] | None = None  # the chunk, where the answer may be streamed
     events: tuple[type[msgspec.Struct], ...] = ()  # where it may be streamed as named events
+    numbered: bool = True  # those events, from 0
     lines: bool = False  # streamed one JSON object a line, which are no server-sent events
+    ndjson: type[msgspec.Struct] | None = None  # one a line, where the client does not refuse it
     query: tuple[Query, ...] = ()
     headers: tuple[Query, ...] = ()
     content_type: str = "text/plain"  # "": nothing comes
@@ -102,7 +104,7 @@ def document(
     kinds = {
         kind: None  # a dict for its order
         for _, _, op, _ in operations
-        for kind in (op.request, op.response, op.stream, op.failure, *op.events)
+        for kind in (op.request, op.response, op.stream, op.ndjson, op.failure, *op.events)
         if kind is not None
     }
     structs = [*kinds, ErrorEvent]
@@ -133,10 +135,9 @@ def _operation(path: str, op: Operation, schemas: dict[Any, Any], is_open: bool)
     if content := _content(op, schemas):
         responses["200"]["content"] = content
     for status in op.statuses if is_open else sorted((401, *op.statuses)):
-        failure = ErrorResponse if status == 401 else op.failure
         responses[str(status)] = {
             "description": _PHRASES[status],
-            "content": {"application/json": {"schema": schemas[failure]}},
+            "content": {"application/json": {"schema": schemas[op.failure]}},
         }
     document: dict[str, Any] = {
         "operationId": op.id,
@@ -176,7 +177,19 @@ def _content(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     if op.response is None:
         return {op.content_type: {"schema": {"type": "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": schemas[op.response]}}
-    if op.stream is not None and op.lines:
+    if op.ndjson is not None:
+        line, failure = schemas[op.ndjson], schemas[op.failure]
+        content["application/x-ndjson"] = {
+            "schema": {
+                "type": "string",
+                "description": "Unless `stream` is false: one JSON object a line, each a "
+                f"{_name(line['$ref'])}, the last with `done`; or a last "
+                f"{_name(failure['$ref'])} where the answer fails.",
+                "contentMediaType": "application/x-ndjson",
+                "contentSchema": {"anyOf": [line, failure]},
+            }
+        }
+    elif op.stream is not None and op.lines:
         content["text/event-stream"] = {
             "schema": {
                 "type": "string",
@@ -189,11 +202,12 @@ def _content(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         }
     elif op.events:
         names = ", ".join(_name(schemas[event]["$ref"]) for event in op.events)
+        id_ = "`id: <number from 0>`, " if op.numbered else ""
         content["text/event-stream"] = {
             "schema": {
                 "type": "string",
-                "description": "With `stream`: named events, numbered from 0, each `event: <type>` "
-                f"and `data: <json>`, one of {names}; then `data: [DONE]`.",
+                "description": f"With `stream`: named events, each {id_}`event: <type>` and "
+                f"`data: <json>`, one of {names}.",
                 "contentMediaType": "application/json",
                 "contentSchema": {"anyOf": [schemas[event] for event in op.events]},
             }

@@ -65,6 +65,7 @@ def build_app(settings: Settings, handle: EngineHandle) -> web.Application:
     app[PAGES] = {}
     app[KEYRING] = keyring
     app[middlewares.HAS_INDEX] = settings.server.docs
+    app[middlewares.ERROR_BODIES] = {r.path: r.error_body for r in routes if r.error_body}
     app[OPEN] = set()
     app[ACTING] = set()
     for route in routes:

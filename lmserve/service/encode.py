@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from lmserve.service.catalog import Model
 from lmserve.service.prompt import ModelText, is_short
 from lmserve.types import GenerateRequest
 
@@ -11,7 +13,9 @@ from lmserve.types import GenerateRequest
 def are_short(requests: Sequence[GenerateRequest], max_chars: int) -> bool:
     """Whether all their texts together are about so short."""
     least = max_chars // (len(requests) or 1)
-    return all(is_short(request, least) for request in requests)
+    return all(
+        len(request.token_ids or ()) <= least and is_short(request, least) for request in requests
+    )
 
 
 def encode_all(
@@ -23,3 +27,34 @@ def encode_all(
     if add_bos or bos is None:
         return encoded
     return [ids[1:] if ids[:1] == [bos] else ids for ids in encoded]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a prompt is to be shown."""
+
+    add_special: bool | None = None  # around the text; None: as it would be run
+    add_generation_prompt: bool = True
+    spelled: bool = False  # its tokens as the vocabulary has them, too
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt, both ways."""
+
+    model: Model
+    text: str
+    token_ids: list[int]
+    spelled: list[str] | None
+
+
+def render(model: Model, form: Form, request: GenerateRequest, text: ModelText) -> Rendered:
+    if request.token_ids is not None:
+        token_ids = request.token_ids
+        prompt = text.tokenizer.decode(token_ids, skip_special=False)
+    else:
+        prompt = text.rendered(request, add_generation_prompt=form.add_generation_prompt)
+        add_special = request.text is not None if form.add_special is None else form.add_special
+        token_ids = text.tokenizer.encode(prompt, add_special=add_special)
+    spelled = text.tokenizer.spell(token_ids) if form.spelled else None
+    return Rendered(model, prompt, token_ids, spelled)

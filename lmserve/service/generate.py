@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from lmserve.sampling import SamplingParams
 from lmserve.service import limits
 from lmserve.service.admission import Admission, Ticket
 from lmserve.service.deadlines import in_time, missed
+from lmserve.service.encode import Form, Rendered
 from lmserve.service.generation import Generation, collect
 from lmserve.service.metrics import Metrics
 from lmserve.service.prepare import Preparer
@@ -90,11 +91,13 @@ class Service:
     ) -> list[list[int]]:
         """Their prompts in tokens; nothing runs. Raises as `generate` does."""
         limits.check_texts(len(requests))
-        ticket = self._enter()
-        try:
+        with self._place() as ticket:
             return await self._preparer.encode(requests, ticket, add_bos=add_bos)
-        finally:
-            self._leave(ticket)
+
+    async def render(self, request: GenerateRequest, form: Form) -> Rendered:
+        """Its prompt in text and tokens; nothing runs. Raises as `generate` does."""
+        with self._place() as ticket:
+            return await self._preparer.render(request, ticket, form)
 
     @property
     def at_leisure(self) -> bool:
@@ -252,6 +255,14 @@ class Service:
             raise
         self._idle.clear()
         return ticket
+
+    @contextmanager
+    def _place(self) -> Iterator[Ticket]:
+        ticket = self._enter()
+        try:
+            yield ticket
+        finally:
+            self._leave(ticket)
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket.job is not None and not ticket.job.done():  # its client left

@@ -52,6 +52,21 @@ def check_prompt(request: GenerateRequest, info: EngineInfo) -> None:
         _check_ids(request.token_ids, prompt_param(request), info.vocab_size)
 
 
+def check_shown(request: GenerateRequest, info: EngineInfo) -> None:
+    """Of a prompt that is not run: a text or tokens may be empty."""
+    if request.messages is not None or request.token_ids:
+        check_prompt(request, info)
+    num_tokens = len(request.token_ids or ())
+    if num_tokens > info.max_model_len:
+        param = prompt_param(request)
+        raise PromptTooLong(
+            f"{param} has {num_tokens} ids, more than the context of {info.max_model_len}: send "
+            "several calls",
+            param=param,
+            num_tokens=num_tokens,
+        )
+
+
 def check_length(
     request: GenerateRequest, num_chars: int, max_token_chars: int, info: EngineInfo
 ) -> None:
@@ -109,7 +124,7 @@ def sampling_params(request: GenerateRequest, info: EngineInfo) -> SamplingParam
     """The request's values over the model's defaults over ours, each checked. `max_tokens` is
     not yet cut to what fits: `fit` does that when the prompt's length is known."""
     max_tokens, min_tokens = _token_bounds(request, info)
-    _check_stops(request.stop)
+    _check_stops(request.stop, _param(request, "stop"))
     _check_ids(request.stop_token_ids, "stop_token_ids", info.vocab_size)
     if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise InvalidField(
@@ -228,7 +243,8 @@ def _number(name: str, request: GenerateRequest, info: EngineInfo) -> float:
     if given is not None:
         # a NaN fails every comparison
         if not least <= given <= greatest:
-            raise InvalidField(f"{name} is {given}: it must be {words}", param=name)
+            param = _param(request, name)
+            raise InvalidField(f"{param} is {given}: it must be {words}", param=param)
         return float(given)
     default = info.generation_defaults.get(name)
     if default is not None and least <= default <= greatest:
@@ -246,10 +262,11 @@ def _top_k(request: GenerateRequest, info: EngineInfo) -> int:
         default = int(info.generation_defaults.get("top_k", _DEFAULTS.top_k))
         return min(max(default, 0), info.vocab_size)
     if not -1 <= given <= info.vocab_size:
+        param = _param(request, "top_k")
         raise InvalidField(
-            f"top_k is {given}: it must be from 1 to {info.vocab_size} (the vocabulary), or 0 or "
-            "-1 for off",
-            param="top_k",
+            f"{param} is {given}: it must be from 1 to {info.vocab_size} (the vocabulary), or 0 "
+            "or -1 for off",
+            param=param,
         )
     return max(given, 0)
 
@@ -264,14 +281,14 @@ def _seed(given: int | None) -> int:
     return given
 
 
-def _check_stops(stops: Sequence[str]) -> None:
+def _check_stops(stops: Sequence[str], param: str = "stop") -> None:
     if len(stops) > MAX_STOPS:
-        raise InvalidField(f"stop has {len(stops)} strings: at most {MAX_STOPS}", param="stop")
+        raise InvalidField(f"{param} has {len(stops)} strings: at most {MAX_STOPS}", param=param)
     for index, stop in enumerate(stops):
         if not 1 <= len(stop) <= MAX_STOP_CHARS:
             raise InvalidField(
-                f"stop[{index}] has {len(stop)} characters: it must have 1 to {MAX_STOP_CHARS}",
-                param=f"stop[{index}]",
+                f"{param}[{index}] has {len(stop)} characters: it must have 1 to {MAX_STOP_CHARS}",
+                param=f"{param}[{index}]",
             )
 
 

@@ -13,7 +13,7 @@ from lmserve.service import limits
 from lmserve.service.admission import Ticket
 from lmserve.service.catalog import Catalog
 from lmserve.service.deadlines import seconds_left
-from lmserve.service.encode import are_short, encode_all
+from lmserve.service.encode import Form, Rendered, are_short, encode_all, render
 from lmserve.service.metrics import Metrics
 from lmserve.service.prompt import ModelText, assets_key, is_short
 from lmserve.service.transcript import Transcript
@@ -117,6 +117,16 @@ class Preparer:
         if are_short(requests, MAX_LOOP_CHARS):
             return encode_all(text, requests, add_bos)
         ticket.job = job = self._executor.submit(encode_all, text, requests, add_bos)
+        return await asyncio.wrap_future(job)
+
+    async def render(self, request: GenerateRequest, ticket: Ticket, form: Form) -> Rendered:
+        info = self.info()
+        model = self.catalog.find(request.model, info)
+        limits.check_shown(request, info)
+        text = await self.model_text(info)
+        if are_short([request], MAX_LOOP_CHARS):
+            return render(model, form, request, text)
+        ticket.job = job = self._executor.submit(render, model, form, request, text)
         return await asyncio.wrap_future(job)
 
     async def _token_ids(

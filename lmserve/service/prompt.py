@@ -55,13 +55,27 @@ class ModelText:
             self.check_length(request, len(rest))
             self._log(rest)
             return history.token_ids + self.tokenizer.encode_further(rest)
-        text = request.text
-        if text is None:
-            assert request.messages is not None
-            text = self.template.render(request.messages, kwargs=request.chat_template_kwargs)
-        self.check_length(request, len(text))
+        text = self.rendered(request)
         self._log(text)
         return self.tokenizer.encode(text, add_special=request.text is not None)
+
+    def rendered(self, request: GenerateRequest, *, add_generation_prompt: bool = True) -> str:
+        """The whole prompt in text. Raises PromptTooLong, and as the template does."""
+        text = request.text
+        if text is None:
+            messages, begun = request.messages, ""
+            assert messages is not None
+            if request.continues:
+                *messages, answer = messages
+                begun = answer["content"]
+            text = self.template.render(
+                messages,
+                kwargs=request.chat_template_kwargs,
+                add_generation_prompt=add_generation_prompt,
+            )
+            text += begun
+        self.check_length(request, len(text))
+        return text
 
     def _after(self, request: GenerateRequest, history: History) -> str | None:
         """The text that follows the history. None: this template cannot say."""
@@ -83,8 +97,9 @@ class ModelText:
         self, request: GenerateRequest, sampling: SamplingParams, prompt_ids: Sequence[int]
     ) -> OutputText:
         """What turns the answer's tokens into what the client sees."""
-        # a completion goes on from its prompt, a chat's answer is a text of its own
-        goes_on = request.messages is None and not request.continues
+        # a completion goes on from its prompt, and an answer from its beginning among messages; a
+        # chat's answer is a text of its own
+        goes_on = (request.messages is None) != request.continues
         detokenizer = self.tokenizer.detokenizer(
             skip_special=request.skip_special_tokens, context=prompt_ids[-8:] if goes_on else ()
         )

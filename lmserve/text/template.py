@@ -65,8 +65,9 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
     ) -> str:
-        """The prompt, with the beginning of the answer. Raises RequestError."""
+        """The prompt, with the beginning of the answer unless told else. Raises RequestError."""
         if self._compiled is None:
             raise RequestError(
                 f"{self._fault}: use /v1/completions with a prompt, or serve the model with a "
@@ -87,7 +88,7 @@ class ChatTemplate:
             ),
             "tools": None,
             "documents": None,
-            "add_generation_prompt": True,
+            "add_generation_prompt": add_generation_prompt,
         }
         return self._render(self._compiled, values)
 

@@ -97,6 +97,10 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
         return self._inner.decode(token_ids, skip_special_tokens=skip_special)
 
+    def spell(self, token_ids: Sequence[int]) -> list[str]:
+        """Each as the vocabulary has it; "" where it has none."""
+        return [self._inner.id_to_token(id) or "" for id in token_ids]
+
     def detokenizer(self, *, skip_special: bool, context: Sequence[int] = ()) -> Detokenizer:
         """An incremental decoder. `context` are the tokens before the first one, whose text is
         not repeated; without it, the text begins as a text of its own does."""

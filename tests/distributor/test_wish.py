@@ -128,6 +128,13 @@ def test_a_conversation_keeps_its_beginning_as_it_grows() -> None:
     assert wish(turns("x" * 300) | {"model": "n"}).prefixes != first
 
 
+def test_a_system_prompt_is_a_beginning_too():
+    first = wish({"system": "x" * 300} | turns("hi")).prefixes
+    assert len(first) == 1
+    assert wish({"system": "x" * 300} | turns("hi, you")).prefixes == first
+    assert wish({"system": "y" * 300} | turns("hi")).prefixes != first
+
+
 # --- what ids say of themselves ----------------------------------------------------------------
 
 NODE = "0123abcd"

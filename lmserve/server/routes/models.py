@@ -15,18 +15,19 @@ from lmserve.service.catalog import Model
 
 
 async def list_models(request: web.Request) -> web.Response:
-    info = _info(request)
+    info = served_info(request)
     cards = [_card(model) for model in request.app[SERVICE].catalog.models(info)]
     return json_response(msgspec.json.encode(ModelList(data=cards)))
 
 
 async def get_model(request: web.Request) -> web.Response:
-    info = _info(request)
+    info = served_info(request)
     model = request.app[SERVICE].catalog.find(request.match_info["model"], info)
     return json_response(msgspec.json.encode(_card(model)))
 
 
-def _info(request: web.Request) -> EngineInfo:
+def served_info(request: web.Request) -> EngineInfo:
+    """Of the engine. Raises EngineUnavailable while there is none."""
     handle = request.app[HANDLE]
     if handle.info is None:
         health = handle.health()

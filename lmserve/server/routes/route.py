@@ -7,7 +7,7 @@ from typing import Literal
 
 from aiohttp import web
 
-from lmserve.edge.middlewares import Handler
+from lmserve.edge.middlewares import ErrorBody, Handler
 from lmserve.protocol.openapi import Operation
 
 GENERATE_STATUSES = (400, 404, 413, 429, 500, 503, 504)
@@ -22,6 +22,7 @@ class Route:
     open: bool = False  # answers without an API key too
     acts: bool = False  # though a GET: no HEAD, no other web page's link or image may do it
     part: Literal["docs", "metrics"] | None = None  # served only with this setting
+    error_body: ErrorBody | None = None  # in the words of another API than OpenAI's
 
 
 def json_response(body: bytes, status: int = 200) -> web.Response:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from lmserve.server.routes import (
+    anthropic,
     chat,
     completions,
     control,
     drafts,
     interactive,
     models,
+    ollama,
     operation,
     pages,
     responses,
     sessions,
     streams,
+    tokenize,
     tokens,
     turns,
 )
@@ -24,6 +27,7 @@ TABLE: tuple[Route, ...] = (
     *models.ROUTES,
     *chat.ROUTES,
     *completions.ROUTES,
+    *anthropic.ROUTES,
     *interactive.ROUTES,
     *socket.ROUTES,
     *responses.ROUTES,
@@ -32,6 +36,8 @@ TABLE: tuple[Route, ...] = (
     *drafts.ROUTES,
     *streams.ROUTES,
     *tokens.ROUTES,
+    *tokenize.ROUTES,
+    *ollama.ROUTES,
     *control.ROUTES,
     *operation.ROUTES,
     *pages.ROUTES,

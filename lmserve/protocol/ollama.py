@@ -1,0 +1,319 @@
+"""Ollama's `/api/chat` and `/api/generate`: requests, and answers one JSON object a line."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+import orjson
+from msgspec import Meta, Struct
+
+from lmserve.errors import InvalidField, LmserveError
+from lmserve.protocol.common import UNSERVED
+from lmserve.protocol.decode import refuse_unserved
+from lmserve.types import GenerateRequest, Usage
+
+NDJSON = "application/x-ndjson"
+
+_UNREAD = Meta(description="Accepted, not used: it is for how Ollama itself runs a model.")
+_UNSERVED = Meta(description="Not served.", extra={UNSERVED: ("", [])})
+
+#: Ours to what clients call them here.
+_PARAMS = {
+    "max_tokens": "options.num_predict",
+    "repetition_penalty": "options.repeat_penalty",
+    **{
+        name: f"options.{name}"
+        for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop")
+    },
+    **{name: f"options.{name}" for name in ("presence_penalty", "frequency_penalty")},
+}
+
+
+class OllamaOptions(Struct, kw_only=True):
+    """How to sample. What is left out is the model's own default, not Ollama's."""
+
+    num_predict: Annotated[
+        int | None,
+        Meta(description="Longest answer in tokens; below 0, as by default: what fits."),
+    ] = None
+    temperature: Annotated[float | None, Meta(description="0 to 2; 0: the likeliest token.")] = None
+    top_p: Annotated[float | None, Meta(description="Above 0, to 1.")] = None
+    top_k: Annotated[int | None, Meta(description="0 or -1: all tokens.")] = None
+    min_p: Annotated[float | None, Meta(description="0 to 1.")] = None
+    seed: Annotated[int | None, Meta(description="-1: drawn at random, as by default.")] = None
+    stop: Annotated[str | list[str] | None, Meta(description="Texts at which the answer ends.")] = (
+        None
+    )
+    repeat_penalty: Annotated[
+        float | None, Meta(description="0.01 to 2; 1: off. It looks at all tokens so far.")
+    ] = None
+    presence_penalty: Annotated[float | None, Meta(description="-2 to 2.")] = None
+    frequency_penalty: Annotated[float | None, Meta(description="-2 to 2.")] = None
+
+    mirostat: Annotated[int | None, Meta(description="Not served.", extra={UNSERVED: (0,)})] = None
+    typical_p: Annotated[
+        float | None, Meta(description="Not served.", extra={UNSERVED: (1.0,)})
+    ] = None
+    tfs_z: Annotated[float | None, Meta(description="Not served.", extra={UNSERVED: (1.0,)})] = None
+    repeat_last_n: Annotated[int | None, _UNREAD] = None
+    mirostat_tau: Annotated[float | None, _UNREAD] = None
+    mirostat_eta: Annotated[float | None, _UNREAD] = None
+    penalize_newline: Annotated[bool | None, _UNREAD] = None
+    num_ctx: Annotated[int | None, _UNREAD] = None
+    num_keep: Annotated[int | None, _UNREAD] = None
+    num_batch: Annotated[int | None, _UNREAD] = None
+    num_gpu: Annotated[int | None, _UNREAD] = None
+    main_gpu: Annotated[int | None, _UNREAD] = None
+    num_thread: Annotated[int | None, _UNREAD] = None
+    numa: Annotated[bool | None, _UNREAD] = None
+    low_vram: Annotated[bool | None, _UNREAD] = None
+    use_mmap: Annotated[bool | None, _UNREAD] = None
+    use_mlock: Annotated[bool | None, _UNREAD] = None
+
+    def sampling(self) -> dict[str, Any]:
+        """The keyword arguments of `GenerateRequest` that these fill."""
+        refuse_unserved(self, "options.")
+        limit, stop = self.num_predict, self.stop
+        return {
+            "max_tokens": None if limit is None or limit < 0 else limit,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "seed": None if self.seed == -1 else self.seed,
+            "stop": (stop,) if isinstance(stop, str) else tuple(stop or ()),
+            "repetition_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+        }
+
+
+class _Fields(Struct, kw_only=True):
+    """What both routes take."""
+
+    model: Annotated[
+        str | None,
+        Meta(
+            description="A `name` of `GET /api/tags`; `:latest` may follow. Default: the model "
+            "that is served."
+        ),
+    ] = None
+    stream: Annotated[
+        bool | None,
+        Meta(description="One JSON object a line, as the answer is made. Default: true."),
+    ] = None
+    options: OllamaOptions | None = None
+    keep_alive: Annotated[
+        str | float | None, Meta(description="Accepted, not used: the model stays.")
+    ] = None
+    think: Annotated[
+        bool | str | None,
+        Meta(
+            description="false: given to the chat template as `enable_thinking`. true: not "
+            "served yet.",
+            extra={UNSERVED: (False,)},
+        ),
+    ] = None
+    format: Annotated[
+        str | dict[str, Any] | None, Meta(description="Not served yet.", extra={UNSERVED: ("",)})
+    ] = None
+    logprobs: Annotated[
+        bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})
+    ] = None
+    top_logprobs: Annotated[
+        int | None, Meta(description="Not served yet.", extra={UNSERVED: (0,)})
+    ] = None
+
+    @property
+    def streams(self) -> bool:
+        return self.stream is not False
+
+    def common(self, owner: str, model: str | None, prompt: str) -> dict[str, Any]:
+        options = self.options or OllamaOptions()
+        return options.sampling() | {
+            "model": model,
+            "owner": owner,
+            "params": {**_PARAMS, "prompt": prompt, "messages": prompt},
+        }
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        return {} if self.think is None else {"enable_thinking": False}
+
+
+class OllamaMessage(Struct, kw_only=True):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    images: Annotated[list[Any] | None, _UNSERVED] = None
+    tool_calls: Annotated[
+        list[dict[str, Any]] | None, Meta(description="Given to the chat template.")
+    ] = None
+    tool_name: Annotated[str | None, Meta(description="Given to the chat template, as `name`.")] = (
+        None
+    )
+    thinking: Annotated[str | None, Meta(description="Accepted, not used.")] = None
+
+    def plain(self, where: str) -> dict[str, Any]:
+        refuse_unserved(self, f"{where}.")
+        message: dict[str, Any] = {"role": self.role, "content": self.content or ""}
+        if self.tool_calls:
+            message["tool_calls"] = self.tool_calls
+        if self.tool_name is not None:
+            message["name"] = self.tool_name
+        return message
+
+
+class OllamaChatRequest(_Fields, kw_only=True):
+    """A conversation to answer."""
+
+    messages: Annotated[
+        list[OllamaMessage] | None,
+        Meta(description="Oldest first. None: nothing is answered, with `load`."),
+    ] = None
+    tools: Annotated[
+        list[Any] | None, Meta(description="Not served yet.", extra={UNSERVED: ([],)})
+    ] = None
+
+    @property
+    def asks(self) -> bool:
+        """For an answer; else whether the model is there."""
+        return bool(self.messages)
+
+    def to_generate(self, owner: str, model: str | None) -> GenerateRequest:
+        return GenerateRequest(
+            messages=[m.plain(f"messages[{i}]") for i, m in enumerate(self.messages or ())],
+            chat_template_kwargs=self.template_kwargs,
+            **self.common(owner, model, "messages"),
+        )
+
+
+class OllamaGenerateRequest(_Fields, kw_only=True):
+    """A prompt to answer."""
+
+    prompt: Annotated[
+        str | None,
+        Meta(
+            description="Put through the chat template, as one turn of the user, unless `raw`. "
+            "None: nothing is answered, with `load`."
+        ),
+    ] = None
+    system: Annotated[str | None, Meta(description="The system message before it.")] = None
+    raw: Annotated[
+        bool | None, Meta(description="Go on from the prompt as it is, without the chat template.")
+    ] = None
+    suffix: Annotated[str | None, _UNSERVED] = None
+    images: Annotated[list[Any] | None, _UNSERVED] = None
+    template: Annotated[str | None, _UNSERVED] = None
+    context: Annotated[
+        list[int] | None,
+        Meta(
+            description="Not served: send the conversation to `/api/chat`.", extra={UNSERVED: ([],)}
+        ),
+    ] = None
+
+    @property
+    def asks(self) -> bool:
+        """For an answer; else whether the model is there."""
+        return bool(self.prompt)
+
+    def to_generate(self, owner: str, model: str | None) -> GenerateRequest:
+        common = self.common(owner, model, "prompt")
+        if self.raw:
+            if self.system:
+                raise InvalidField("system goes not with raw: put it into prompt", param="system")
+            return GenerateRequest(text=self.prompt, **common)
+        messages = [{"role": "user", "content": self.prompt or ""}]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": self.system})
+        return GenerateRequest(
+            messages=messages, chat_template_kwargs=self.template_kwargs, **common
+        )
+
+
+# --- answers ------------------------------------------------------------------------------
+
+
+class OllamaAnswer(Struct, kw_only=True):
+    """The assistant's message, or what a line adds to it."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class _Answer(Struct, kw_only=True):
+    """A line of an answer, or all of it; the last line has the counts."""
+
+    model: str
+    created_at: Annotated[str, Meta(description="RFC 3339.")]
+    done: bool
+    done_reason: Annotated[
+        Literal["stop", "length", "abort", "load"] | None,
+        Meta(description="`load`: nothing was asked; the model is there."),
+    ] = None
+    total_duration: Annotated[int | None, Meta(description="Nanoseconds, as the others.")] = None
+    load_duration: int | None = None
+    prompt_eval_count: Annotated[int | None, Meta(description="Tokens of the prompt.")] = None
+    prompt_eval_duration: Annotated[
+        int | None, Meta(description="To the first token, waiting included.")
+    ] = None
+    eval_count: Annotated[int | None, Meta(description="Tokens of the answer.")] = None
+    eval_duration: int | None = None
+
+
+class OllamaChatResponse(_Answer, kw_only=True):
+    message: OllamaAnswer
+
+
+class OllamaGenerateResponse(_Answer, kw_only=True):
+    response: str
+
+
+class OllamaErrorResponse(Struct, kw_only=True):
+    """The body of every answer that is not 2xx, and the last line of one that fails."""
+
+    error: Annotated[str, Meta(description="What is wrong and what to do.")]
+
+
+def error_body(error: LmserveError, _request_id: str = "") -> bytes:
+    return orjson.dumps({"error": error.message})
+
+
+class OllamaEncoder:
+    """Lines of one answer: what they repeat is serialised once."""
+
+    __slots__ = ("_after", "_before", "_head")
+
+    def __init__(self, model: str, kind: Literal["chat", "generate"]):
+        self._head = b'{"model":%b,"created_at":"' % orjson.dumps(model)
+        self._before, self._after = b'","response":', b',"done":'
+        if kind == "chat":
+            self._before, self._after = b'","message":{"role":"assistant","content":', b'},"done":'
+
+    def delta(self, text: str) -> bytes:
+        return self._begin(text) + b"false}\n"
+
+    def final(
+        self, text: str, reason: str, usage: Usage, total_ns: int, first_ns: int | None
+    ) -> bytes:
+        """The last line or, without `stream`, the only one."""
+        first_ns = total_ns if first_ns is None else min(first_ns, total_ns)
+        counts = {
+            "done_reason": reason,
+            "total_duration": total_ns,
+            "load_duration": 0,
+            "prompt_eval_count": usage.prompt_tokens,
+            "prompt_eval_duration": first_ns,
+            "eval_count": usage.completion_tokens,
+            "eval_duration": total_ns - first_ns,
+        }
+        return self._begin(text) + b"true," + orjson.dumps(counts)[1:] + b"\n"
+
+    def load(self) -> bytes:
+        return self._begin("") + b'true,"done_reason":"load"}\n'
+
+    def _begin(self, text: str) -> bytes:
+        now = datetime.now(UTC).isoformat(timespec="microseconds")[:26].encode()
+        return b"%b%bZ%b%b%b" % (self._head, now, self._before, orjson.dumps(text), self._after)

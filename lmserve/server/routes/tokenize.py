@@ -1,0 +1,109 @@
+"""POST /tokenize, /detokenize and /v1/chat/completions/render: nothing runs."""
+
+from __future__ import annotations
+
+import msgspec
+from aiohttp import web
+
+from lmserve.protocol.chat import ChatCompletionRequest
+from lmserve.protocol.openapi import Operation
+from lmserve.protocol.tokenize import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    RenderResponse,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from lmserve.server import body, sse
+from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server.routes.route import Route, json_response
+from lmserve.service.encode import Form
+
+_STATUSES = (400, 404, 413, 429, 503)
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    async with body.reading(request, TokenizeRequest) as asked:
+        form = Form(
+            add_special=asked.adds_special,
+            add_generation_prompt=asked.add_generation_prompt is not False,
+            spelled=bool(asked.return_token_strs),
+        )
+        rendered = await request.app[SERVICE].render(asked.to_generate(), form)
+    answer = TokenizeResponse(
+        count=len(rendered.token_ids),
+        max_model_len=rendered.model.max_model_len,
+        tokens=rendered.token_ids,
+        token_strs=rendered.spelled,
+    )
+    return await _send(request, answer)
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    async with body.reading(request, DetokenizeRequest) as asked:
+        rendered = await request.app[SERVICE].render(asked.to_generate(), Form())
+    return await _send(request, DetokenizeResponse(prompt=rendered.text))
+
+
+async def render_chat(request: web.Request) -> web.Response:
+    async with body.reading(request, ChatCompletionRequest) as asked:
+        rendered = await request.app[SERVICE].render(asked.to_generate(), Form())
+    answer = RenderResponse(
+        model=rendered.model.name,
+        prompt=rendered.text,
+        token_ids=rendered.token_ids,
+        count=len(rendered.token_ids),
+        max_model_len=rendered.model.max_model_len,
+    )
+    return await _send(request, answer)
+
+
+async def _send(request: web.Request, answer: msgspec.Struct) -> web.Response:
+    response = json_response(msgspec.json.encode(answer))
+    return await sse.send_whole(request, response, request.app[SETTINGS].server.write_timeout_s)
+
+
+ROUTES = [
+    Route(
+        "POST",
+        "/tokenize",
+        tokenize,
+        Operation(
+            id="tokenize",
+            summary="A text or a conversation in tokens",
+            tag="tokens",
+            request=TokenizeRequest,
+            example={"prompt": "two steps to build a house:"},
+            response=TokenizeResponse,
+            statuses=_STATUSES,
+        ),
+    ),
+    Route(
+        "POST",
+        "/detokenize",
+        detokenize,
+        Operation(
+            id="detokenize",
+            summary="Tokens as text",
+            tag="tokens",
+            request=DetokenizeRequest,
+            example={"tokens": [1, 2, 3]},
+            response=DetokenizeResponse,
+            statuses=_STATUSES,
+        ),
+    ),
+    Route(
+        "POST",
+        "/v1/chat/completions/render",
+        render_chat,
+        Operation(
+            id="render_chat_completion",
+            summary="What a chat completion would run: the prompt after the chat template",
+            tag="tokens",
+            request=ChatCompletionRequest,
+            example={"messages": [{"role": "user", "content": "Hello! How are you?"}]},
+            response=RenderResponse,
+            statuses=_STATUSES,
+        ),
+    ),
+]
