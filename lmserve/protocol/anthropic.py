@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from lmserve.errors import InvalidField
-from lmserve.protocol.common import UNSERVED
+from lmserve.protocol.common import UNSERVED, Deadline, Priority
 from lmserve.types import Done, GenerateRequest, Usage
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "pause_turn"]
@@ -168,17 +168,8 @@ class MessagesRequest(MessagesPrompt, kw_only=True):
     ] = None
     metadata: MessagesMetadata | None = None
     service_tier: Annotated[str | None, Meta(description="Accepted, not used.")] = None
-    priority: Annotated[
-        int | None,
-        Meta(description="0 (default) to 100: it waits for requests with lower numbers."),
-    ] = None
-    deadline_s: Annotated[
-        float | None,
-        Meta(
-            description="Seconds from its arrival, up to 86400: refused with 504 where the answer "
-            "cannot begin by then, ended where it takes longer."
-        ),
-    ] = None
+    priority: Priority = None
+    deadline_s: Deadline = None
 
     def to_generate(self, owner: str = "") -> GenerateRequest:
         return GenerateRequest(

@@ -34,6 +34,19 @@ class ResponseFormat(Struct, kw_only=True):
     type: Annotated[str, Meta(description="`text`; other forms are not served yet.")]
 
 
+# How a request waits.
+Priority = Annotated[
+    int | None, Meta(description="0 (default) to 100: it waits for requests with lower numbers.")
+]
+Deadline = Annotated[
+    float | None,
+    Meta(
+        description="Seconds from its arrival, up to 86400: refused with 504 where the answer "
+        "cannot begin by then, ended where it takes longer."
+    ),
+]
+
+
 class SamplingFields(Struct, kw_only=True):
     """Fields of every generating request."""
 
@@ -99,17 +112,8 @@ class SamplingFields(Struct, kw_only=True):
     ] = None
     stream_options: Annotated[StreamOptions | None, Meta(description="Only with `stream`.")] = None
     user: Annotated[str | None, Meta(description="Accepted, not used.")] = None
-    priority: Annotated[
-        int | None,
-        Meta(description="0 (default) to 100: it waits for requests with lower numbers."),
-    ] = None
-    deadline_s: Annotated[
-        float | None,
-        Meta(
-            description="Seconds from its arrival, up to 86400: refused with 504 where the answer "
-            "cannot begin by then, ended where it takes longer."
-        ),
-    ] = None
+    priority: Priority = None
+    deadline_s: Deadline = None
     session_id: Annotated[
         int | None,
         Meta(

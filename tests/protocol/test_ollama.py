@@ -13,9 +13,11 @@ from lmserve.messages import EngineInfo
 from lmserve.protocol.decode import decode
 from lmserve.protocol.ollama import (
     OllamaChatRequest,
+    OllamaGenerateRequest,
+)
+from lmserve.protocol.ollama_answers import (
     OllamaChatResponse,
     OllamaEncoder,
-    OllamaGenerateRequest,
     OllamaGenerateResponse,
     error_body,
 )

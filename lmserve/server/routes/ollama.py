@@ -12,12 +12,14 @@ from aiohttp import web
 from lmserve.edge.keyring import OWNER
 from lmserve.errors import LmserveError
 from lmserve.protocol.ollama import (
-    NDJSON,
     OllamaChatRequest,
+    OllamaGenerateRequest,
+)
+from lmserve.protocol.ollama_answers import (
+    NDJSON,
     OllamaChatResponse,
     OllamaEncoder,
     OllamaErrorResponse,
-    OllamaGenerateRequest,
     OllamaGenerateResponse,
     error_body,
 )
