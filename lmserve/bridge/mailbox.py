@@ -84,11 +84,6 @@ class Mailbox:
         """Whether something was put that nobody took."""
         return bool(self._chunks)
 
-    @property
-    def has_tokens(self) -> bool:
-        """Whether a token is among that."""
-        return any(self._chunks)
-
     def end(self, finish: str, error: str | None = None, *, died: bool = False) -> None:
         """Puts the terminal delivery, unless there is one already."""
         if self.finished:
