@@ -3,9 +3,11 @@
     LmserveError
     ├── RequestError            400  the caller's mistake; says which field and what to do
     │   ├── InvalidField        400  a field has a wrong type, range or combination
+    │   ├── Unsatisfiable       400  what is asked for leaves nothing to say, as shows late
     │   ├── PromptTooLong       400  the prompt does not fit the context
     │   │   └── SessionFull     400  the session and the prompt leave no room for an answer
     │   ├── BodyTooLarge        413  the body is over the limit
+    │   │   └── FilesFull       413  no room is left for files
     │   ├── NotFound            404  no route has this path
     │   ├── MethodNotAllowed    405  the route exists, but not for this method
     │   ├── ModelNotFound       404  the model named is not served here
@@ -14,12 +16,15 @@
     │   ├── AnswerNotFound      404  there is no such response
     │   │   └── PreviousNotFound 404  there is no such response to follow
     │   ├── StreamNotFound      404  there is no such stream, or it ended too long ago
+    │   ├── FileMissing         404  there is no such file, or it expired
+    │   ├── BatchNotFound       404  there is no such batch
     │   ├── EventsGone          410  the stream no longer has the events asked for
     │   ├── Unauthorized        401  no key, or a wrong one
     │   ├── CrossSite           403  another web page makes its visitor's browser call
     │   ├── SessionBusy         409  the session is being answered, or was ended meanwhile
     │   ├── SessionExists       409  a session of this id exists
     │   ├── AnswerConflict      409  the response is not in a state that allows this
+    │   ├── BatchConflict       409  the batch, or one that reads the file, does not allow this
     │   ├── KeyReused           409  an idempotency key came with another request
     │   ├── SessionLost         410  the session was forgotten; told once, then it begins anew
     │   └── NotEnabled          400  the server was started without the flag for this
@@ -69,6 +74,13 @@ class InvalidField(RequestError):
     code = "invalid_value"
 
 
+class Unsatisfiable(RequestError):
+    """What the request allows, bans and asks for leaves nothing to say, which shows only while
+    the engine runs it."""
+
+    code = "unsatisfiable"
+
+
 class PromptTooLong(RequestError):
     """The prompt leaves no room for an answer in the context."""
 
@@ -92,6 +104,12 @@ class BodyTooLarge(RequestError):
 
     status = 413
     code = "body_too_large"
+
+
+class FilesFull(BodyTooLarge):
+    """The files kept take all the room that they may."""
+
+    code = "files_full"
 
 
 class NotFound(RequestError):
@@ -150,6 +168,29 @@ class StreamNotFound(RequestError):
     status = 404
     type = "not_found_error"
     code = "stream_not_found"
+
+
+class FileMissing(RequestError):
+    """This owner has no such file, or it expired."""
+
+    status = 404
+    type = "not_found_error"
+    code = "file_not_found"
+
+
+class BatchNotFound(RequestError):
+    """This owner has no such batch."""
+
+    status = 404
+    type = "not_found_error"
+    code = "batch_not_found"
+
+
+class BatchConflict(RequestError):
+    """The batch has ended, or the file is what a batch reads."""
+
+    status = 409
+    code = "batch_conflict"
 
 
 class EventsGone(RequestError):

@@ -104,6 +104,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     add_bos: bool = False  # plain text prompts get a BOS that the tokenizer does not add
     generation_defaults: dict[str, float] = {}  # temperature, top_p, … from the model
+    hidden_size: int = 0  # numbers in an embedding
 
 
 class Loading(msgspec.Struct, tag="loading", array_like=True, frozen=True):
@@ -120,6 +121,18 @@ class LoadFailed(msgspec.Struct, tag="load_failed", array_like=True, frozen=True
     message: str
 
 
+LEAST_LOGPROB = -9999.0  # told of what cannot be: JSON has no infinity
+
+
+class TokenLogprob(msgspec.Struct, array_like=True, frozen=True):
+    """One token's log probability, and the likeliest tokens in its place, likeliest first."""
+
+    token_id: int
+    logprob: float
+    top_ids: list[int] = []
+    top_logprobs: list[float] = []
+
+
 class SequenceOutput(msgspec.Struct, array_like=True):
     """What one step gave one request: perhaps no token yet, where it is the first to run some of
     it. After one with `finish` set, none follows."""
@@ -131,6 +144,13 @@ class SequenceOutput(msgspec.Struct, array_like=True):
     stop_token_id: int | None = None  # the end or stop token that finished it
     error: str | None = None  # with finish == "error"
     queue_s: float | None = None  # from submit to first admission; with the first output
+    logprobs: list[TokenLogprob] | None = None  # of `token_ids`, where they were asked for
+    # of the prompt, from `prompt_logprobs_start` on (the very first token has none); the next of
+    # them, as its chunks are run
+    prompt_logprobs: list[TokenLogprob] | None = None
+    num_prompt_run: int | None = None  # tokens of the prompt done, with `tell_progress`
+    embedding: bytes | None = None  # with `pooling`: float32, little-endian; `finish` is "stop"
+    refused: bool = False  # with `error`: what the request itself asks for cannot be
 
 
 class EngineStats(msgspec.Struct, array_like=True):

@@ -13,6 +13,7 @@ summed in order. Softmax works row by row; pieces beyond a query's context add e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -28,6 +29,7 @@ from lmserve.attention.base import (
     Metadata,
     block_table,
 )
+from lmserve.attention.elementwise import VECTOR, softcap_
 
 TILE_SIZES = (128, 32, 8, 1)  # queries in a tile; what is left of a chunk takes a smaller one
 DETERMINISTIC_TILE = 8
@@ -81,9 +83,9 @@ class CpuAttention(AttentionBackend):
     ):
         super().__init__(shape, dtype, device)
         self.deterministic = deterministic
-        pieces = -(-CONTEXT_PIECE // shape.block_size)
         # contexts are rounded up to whole blocks, or to whole pieces
-        self.piece = shape.block_size * (pieces if deterministic else 1)
+        whole = math.lcm(shape.block_size, VECTOR)
+        self.piece = -(-CONTEXT_PIECE // whole) * whole if deterministic else shape.block_size
 
     def prepare(self, batch: AttentionBatch) -> CpuMetadata:
         table = block_table(batch)
@@ -118,7 +120,7 @@ class CpuAttention(AttentionBackend):
         k = keys.index_select(0, bucket.gather).view(q.shape[0], -1, head_dim)
         scores = self._scores(q, k)
         if options.softcap is not None:
-            scores.div_(options.softcap).tanh_().mul_(options.softcap)
+            softcap_(scores, options.softcap, self.deterministic)
         scores.view(-1, num_kv_heads, bucket.size, group, k.shape[1]).add_(bucket.mask)
         weights = scores.softmax(-1)
         v = values.index_select(0, bucket.gather).view(k.shape)

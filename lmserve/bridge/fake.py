@@ -8,6 +8,7 @@ In tests it plays scripts and can be made to hang or die:
 
 Without a script, and as `--engine mock`, it says words until max_tokens: one step a turn of the
 loop for all requests, as the real engine would, so that the front end alone can be measured.
+Log probabilities, embeddings and progress are invented (`inventions.py`) where asked for.
 All run at once, unless `will_queue` says how many do.
 """
 
@@ -27,6 +28,7 @@ import msgspec
 
 from lmserve.bridge import assets
 from lmserve.bridge.handle import ASLEEP, EngineHandle, Health, State
+from lmserve.bridge.inventions import HIDDEN_SIZE
 from lmserve.bridge.mailbox import Mailbox
 from lmserve.bridge.scripts import Piece, Script, script_after, steps_of
 from lmserve.errors import EngineError, EngineUnavailable
@@ -53,7 +55,8 @@ class FakeEngine(EngineHandle):
         self._scripts: deque[list[SequenceOutput]] = deque()  # for requests to come
         self._mailboxes: dict[int, Mailbox] = {}  # open ones
         self._playing: dict[int, Script] = {}  # those of them that have more to say
-        self._given: dict[int, list[SequenceOutput] | None] = {}  # the scripts of open ones
+        # of open ones, the prompt and the script
+        self._given: dict[int, tuple[list[int], list[SequenceOutput] | None]] = {}
         self._begun: dict[int, int] = {}  # the step before their first, of open ones
         self._queue: list[tuple[int, int, SamplingParams]] = []  # priority, rid; a heap
         self._places: int | None = None
@@ -135,7 +138,7 @@ class FakeEngine(EngineHandle):
             self.submits.append(Submit(rid, pack_ids(token_ids), sampling, priority))
         script = self._scripts.popleft() if self._scripts else None
         self._mailboxes[rid] = mailbox = Mailbox(rid)
-        self._given[rid] = script
+        self._given[rid] = (token_ids, script)
         if self._places is None:
             self._begin(rid, sampling)
         else:
@@ -151,7 +154,7 @@ class FakeEngine(EngineHandle):
             self.updates.append(Update(rid, sampling))
         if rid in self._begun:
             num_steps = self.stats.steps - self._begun[rid]
-            self._playing[rid] = script_after(self._given[rid], sampling.max_tokens, num_steps)
+            self._playing[rid] = self._script(rid, sampling, num_steps)
         else:
             self._queue = [(p, r, sampling if r == rid else s) for p, r, s in self._queue]
         self._schedule()
@@ -280,7 +283,11 @@ class FakeEngine(EngineHandle):
 
     def _begin(self, rid: int, sampling: SamplingParams) -> None:
         self._begun[rid] = self.stats.steps
-        self._playing[rid] = script_after(self._given[rid], sampling.max_tokens)
+        self._playing[rid] = self._script(rid, sampling)
+
+    def _script(self, rid: int, sampling: SamplingParams, num_steps: int = 0) -> Script:
+        prompt, given = self._given[rid]
+        return script_after(given, prompt, sampling, num_steps)
 
     def _forget(self, rid: int) -> None:
         self._given.pop(rid, None)
@@ -326,6 +333,7 @@ class FakeEngine(EngineHandle):
             device="none",
             attention="none",
             weights="none",
+            hidden_size=HIDDEN_SIZE,
             deterministic=True,
             pid=os.getpid(),
             tokenizer_file=os.path.join(self._folder.name, "tokenizer.json"),

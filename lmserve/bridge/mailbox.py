@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from lmserve.messages import SequenceOutput, unpack_ids
+from lmserve.messages import SequenceOutput, TokenLogprob, unpack_ids
 
 
 @dataclass(slots=True)
@@ -24,6 +24,11 @@ class Delivery:
     stop_token_id: int | None = None
     error: str | None = None
     died: bool = False  # with finish == "error": the engine process itself is gone
+    refused: bool = False  # with finish == "error": what was asked for cannot be
+    logprobs: list[TokenLogprob] | None = None  # of `token_ids`, where they were asked for
+    prompt_logprobs: list[TokenLogprob] | None = None  # the next of them, where there are some
+    num_prompt_run: int | None = None  # tokens of the prompt done, where more were
+    embedding: bytes | None = None  # float32, little-endian; with the last delivery
 
 
 class Mailbox:
@@ -31,9 +36,9 @@ class Mailbox:
     task need wake for a step, has `listener` called in the very turn that brings it."""
 
     __slots__ = (
-        "_chunks",
         "_died",
         "_num_cached_tokens",
+        "_outputs",
         "_queue_s",
         "_terminal",
         "_waiter",
@@ -46,7 +51,7 @@ class Mailbox:
     def __init__(self, rid: int):
         self.rid = rid
         self.finished = False  # the terminal delivery was put (perhaps not yet read)
-        self._chunks: list[bytes] = []  # one a step, decoded by the reader: `put` stays cheap
+        self._outputs: list[SequenceOutput] = []  # one a step, read by `take`: `put` stays cheap
         self._num_cached_tokens = 0
         self._queue_s: float | None = None
         self._terminal: SequenceOutput | None = None
@@ -61,7 +66,7 @@ class Mailbox:
         """Adds a step's output. After a terminal one, whatever comes is dropped."""
         if self.finished:
             return
-        self._chunks.append(output.token_ids)
+        self._outputs.append(output)
         if output.num_cached_tokens > self._num_cached_tokens:
             self._num_cached_tokens = output.num_cached_tokens
         if output.queue_s is not None:
@@ -82,7 +87,7 @@ class Mailbox:
     @property
     def waiting(self) -> bool:
         """Whether something was put that nobody took."""
-        return bool(self._chunks)
+        return bool(self._outputs)
 
     def end(self, finish: str, error: str | None = None, *, died: bool = False) -> None:
         """Puts the terminal delivery, unless there is one already."""
@@ -93,7 +98,7 @@ class Mailbox:
 
     async def get(self) -> Delivery:
         """Waits for the next delivery. After the terminal one, call no more."""
-        if not self._chunks:
+        if not self._outputs:
             assert not self.finished, "the terminal delivery was read already"
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -104,14 +109,37 @@ class Mailbox:
 
     def take(self) -> Delivery:
         """What is `waiting`, at once."""
-        chunks, self._chunks = self._chunks, []
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        outputs, self._outputs = self._outputs, []
+        output = outputs[0] if len(outputs) == 1 else _merged(outputs)
+        data = output.token_ids
         one = len(data) == 4  # nearly always, while the reader keeps up
         token_ids = [int.from_bytes(data, "little")] if one else unpack_ids(data)
         delivery = Delivery(token_ids, self._num_cached_tokens, self._queue_s)
+        delivery.logprobs = output.logprobs
+        delivery.prompt_logprobs = output.prompt_logprobs
+        delivery.num_prompt_run = output.num_prompt_run
         if self._terminal is not None:
             delivery.finish = self._terminal.finish
             delivery.stop_token_id = self._terminal.stop_token_id
             delivery.error = self._terminal.error
             delivery.died = self._died
+            delivery.refused = self._terminal.refused
+            delivery.embedding = self._terminal.embedding
         return delivery
+
+
+def _merged(outputs: list[SequenceOutput]) -> SequenceOutput:
+    """What several steps said."""
+    runs = [run for each in outputs if (run := each.num_prompt_run) is not None]
+    return SequenceOutput(
+        0,
+        b"".join([each.token_ids for each in outputs]),
+        logprobs=_joined([each.logprobs for each in outputs]),
+        prompt_logprobs=_joined([each.prompt_logprobs for each in outputs]),
+        num_prompt_run=runs[-1] if runs else None,
+    )
+
+
+def _joined(lists: list[list[TokenLogprob] | None]) -> list[TokenLogprob] | None:
+    found = [each for each in lists if each is not None]
+    return [logprob for each in found for logprob in each] if found else None

@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
-from lmserve.bridge import assets
-from lmserve.messages import SequenceOutput, pack_ids
+import msgspec
 
+from lmserve.bridge import assets, inventions
+from lmserve.messages import SequenceOutput, pack_ids, unpack_ids
+from lmserve.sampling import SamplingParams
+
+PROMPT_CHUNK = 256  # tokens of a prompt run in a step, where somebody looks
 Piece = str | list[int]  # what one step says: text, or token ids
 Script = Iterator[SequenceOutput]
 
@@ -26,18 +30,35 @@ def steps_of(pieces: Iterable[Piece]) -> list[SequenceOutput]:
     ]
 
 
-def script_after(given: list[SequenceOutput] | None, max_tokens: int, num_steps: int = 0) -> Script:
+def script_after(
+    given: list[SequenceOutput] | None,
+    prompt: list[int],
+    sampling: SamplingParams,
+    num_steps: int = 0,
+) -> Script:
     """What is said after so many steps."""
-    if given is None:
-        return _endless(max_tokens, num_steps)
-    num_bytes = sum([len(output.token_ids) for output in given[:num_steps]])
-    return _cut(given[num_steps:], max_tokens, num_bytes)
+    prompt_steps = _prompt_steps(prompt, sampling)
+    num_before = max(0, len(prompt_steps) - 1)  # the last comes with the first token
+    after = max(0, num_steps - num_before)
+    if sampling.pooling is not None and given is None:
+        embedding = inventions.embedding_of(prompt, sampling.pooling)
+        script: Script = iter([SequenceOutput(0, b"", 0, "stop", queue_s=0.0, embedding=embedding)])
+    elif given is None:
+        script = _endless(sampling.max_tokens, after)
+    else:
+        num_bytes = sum([len(output.token_ids) for output in given[:after]])
+        script = _cut(given[after:], sampling.max_tokens, num_bytes)
+    if sampling.logprobs is not None:
+        script = _with_logprobs(script, sampling.logprobs)
+    if num_steps < len(prompt_steps):
+        script = _after_prompt(prompt_steps[num_steps:], script)
+    return script
 
 
 def _endless(max_tokens: int, num_said: int) -> Script:
     """Words, all requests' n-th step saying the same one, until max_tokens."""
     if num_said >= max_tokens:
-        yield SequenceOutput(0, b"", finish="length")
+        yield SequenceOutput(0, b"", finish="length", queue_s=0.0)
         return
     yield from itertools.islice(itertools.cycle(_WORD_OUTPUTS), num_said, max_tokens - 1)
     last = _WORD_OUTPUTS[(max_tokens - 1) % len(_WORD_OUTPUTS)]
@@ -56,3 +77,44 @@ def _cut(script: list[SequenceOutput], max_tokens: int, num_bytes: int) -> Scrip
             return
         budget -= len(output.token_ids)
         yield output
+
+
+# --- what some ask for beside the tokens -----------------------------------------------------
+
+
+def _with_logprobs(script: Script, num_top: int) -> Script:
+    for output in script:
+        if output.token_ids:
+            logprobs = inventions.logprobs_of(unpack_ids(output.token_ids), num_top)
+            output = msgspec.structs.replace(output, logprobs=logprobs)
+        yield output
+
+
+def _prompt_steps(prompt: list[int], sampling: SamplingParams) -> list[SequenceOutput]:
+    """What is said of the prompt while it is run."""
+    num_top = sampling.prompt_logprobs
+    if num_top is None and not sampling.tell_progress:
+        return []
+    steps = []
+    for start in range(0, len(prompt), PROMPT_CHUNK):
+        end = min(start + PROMPT_CHUNK, len(prompt))
+        step = SequenceOutput(0, b"", queue_s=0.0)
+        if sampling.tell_progress:
+            step.num_prompt_run = end
+        first = max(start, sampling.prompt_logprobs_start, 1)
+        if num_top is not None and first < end:
+            step.prompt_logprobs = inventions.logprobs_of(prompt[first:end], num_top)
+        steps.append(step)
+    return steps
+
+
+def _after_prompt(steps: list[SequenceOutput], script: Script) -> Script:
+    """The prompt's steps, the last of which says the first token."""
+    yield from steps[:-1]
+    last = steps[-1]
+    yield msgspec.structs.replace(
+        next(script, last),
+        num_prompt_run=last.num_prompt_run,
+        prompt_logprobs=last.prompt_logprobs,
+    )
+    yield from script

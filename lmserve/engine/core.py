@@ -8,24 +8,23 @@ request gets nothing more.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
-from typing import Any, Protocol
-
-import msgspec
 
 from lmserve.engine.cache.manager import CacheManager
-from lmserve.engine.cache.pins import Pins
-from lmserve.engine.kv_store import KVStore, PagedKV
-from lmserve.engine.plan import Row, StepPlan, StepResult
+from lmserve.engine.grammars import Grammars
+from lmserve.engine.kv_store import KVStore
+from lmserve.engine.limits import check_prompt, check_sampling
+from lmserve.engine.plan import NONE_LEFT, Row, StepPlan, StepResult
 from lmserve.engine.scheduler import Scheduler
 from lmserve.engine.sequence import Sequence
 from lmserve.engine.stats import StatsKeeper
-from lmserve.errors import InvalidField, PromptTooLong, RequestError
+from lmserve.engine.step_runner import StepRunner, info_of
+from lmserve.engine.verbs import Verbs, one_line
+from lmserve.errors import InvalidField, RequestError
 from lmserve.messages import (
     Abort,
-    Control,
     ControlReply,
     EngineInfo,
     SequenceOutput,
@@ -37,28 +36,8 @@ from lmserve.messages import (
     unpack_ids,
 )
 from lmserve.settings import EngineSettings
-from lmserve.weights.base import TokenizerAssets
 
 logger = logging.getLogger(__name__)
-
-
-class StepRunner(PagedKV, Protocol):
-    """A loaded model with its KV cache. `run` computes a plan; all else is what it learned."""
-
-    model_path: str
-    architecture: str
-    num_parameters: int
-    vocab_size: int
-    max_model_len: int
-    num_blocks: int
-    kv_cache_bytes: int
-    dtype: str
-    device: str
-    attention: str
-    weights: str
-    assets: TokenizerAssets | None  # always there in a served model
-
-    def run(self, plan: StepPlan) -> StepResult: ...
 
 
 class EngineCore:
@@ -91,24 +70,36 @@ class EngineCore:
             max_step_tokens=self.settings.max_step_tokens,
         )
         self.stats = StatsKeeper(self.scheduler)
-        self.pins = Pins(self.cache.pool, self.cache.tree)
         self.kv = KVStore(
             runner, self.cache, num_spare=lambda: len(self.scheduler.running), wake=self.wake
         )
-        return self._info(runner, assets)
+        self.verbs = Verbs(self.cache, self.kv, self.stats)
+        self.grammars = Grammars(
+            str(assets.tokenizer_file), runner.vocab_size, sorted(self.eos_ids), self.wake
+        )
+        return info_of(
+            runner,
+            assets,
+            max_model_len=self.max_model_len,
+            max_batch_size=self.scheduler.max_running,
+            deterministic=self.settings.deterministic,
+        )
 
     def close(self) -> None:
         if self._runner is not None:
             self.kv.close()
+            self.grammars.close()
         self._runner = None
 
     # --- beside the steps -----------------------------------------------------------------
 
     def has_chores(self) -> bool:
-        return self.kv.has_chores()
+        return self.kv.has_chores() or self.grammars.has_ready
 
     def do_chores(self) -> list[ControlReply]:
-        return self.kv.do_chores()
+        for seq in self.grammars.take_ready():
+            self._admit(seq)
+        return self.kv.do_chores() if self.kv.has_chores() else []
 
     # --- one step -------------------------------------------------------------------------
 
@@ -116,10 +107,20 @@ class EngineCore:
         return self.scheduler.has_work or bool(self._ended)
 
     def step(self) -> StepOutput:
-        plan = self.scheduler.schedule(perf_counter())
+        plan = self._with_masks(self.scheduler.schedule(perf_counter()))
         result = self._run(plan)
         outputs = self._commit(plan, result)
         return StepOutput(outputs, self.stats.count_step(plan.num_tokens))
+
+    def _with_masks(self, plan: StepPlan) -> StepPlan:
+        constraints = {
+            row.rid: grammar
+            for row in plan.rows
+            if row.sampling is not None
+            and row.sampling.grammar is not None
+            and (grammar := self.scheduler.running[row.rid].grammar) is not None
+        }
+        return replace(plan, masks=self.grammars.masks(constraints)) if constraints else plan
 
     def _run(self, plan: StepPlan) -> StepResult:
         """Runs the plan; where that fails as a whole, row by row, so that one request's failure
@@ -134,18 +135,17 @@ class EngineCore:
         except Exception as error:
             logger.warning("a step of %d rows failed", len(plan.rows), exc_info=True)
             if len(plan.rows) == 1:
-                return StepResult(errors={plan.rows[0].rid: _one_line(error)})
+                return StepResult(errors={plan.rows[0].rid: one_line(error)})
         result = StepResult()
         for row in plan.rows:
             copies = [copy for copy in plan.copies if copy.target in row.blocks]
             scrubs = [block for block in plan.scrubs if block in row.blocks]
             try:
-                alone = runner.run(StepPlan([row], copies, scrubs))
+                alone = runner.run(StepPlan([row], copies, scrubs, plan.masks))
             except Exception as error:
-                result.errors[row.rid] = _one_line(error)
+                result.errors[row.rid] = one_line(error)
             else:
-                result.tokens.update(alone.tokens)
-                result.errors.update(alone.errors)
+                result.add(alone)
         return result
 
     def _commit(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
@@ -166,20 +166,47 @@ class EngineCore:
         if error is None and row.sampling is not None and token is None:
             error = "the runner chose no token"
         if error is not None:
+            if seq.grammar is not None and seq.grammar.error is not None:
+                return self._refuse(seq, seq.grammar.error)
+            if error == NONE_LEFT:
+                return self._refuse(seq, error)
             self.scheduler.finish(seq, failed=True)
             return _told(seq, SequenceOutput(seq.rid, b"", finish="error", error=error))
         self.cache.commit(seq, len(row.token_ids))
-        if row.sampling is None or token is None:
-            return None if seq.reported else _told(seq, SequenceOutput(seq.rid, b""))
-        seq.tokens.append(token)
-        output = _told(seq, SequenceOutput(seq.rid, pack_ids((token,))))
-        if token in seq.stop_ids and len(seq.tokens) > seq.min_len:
-            output.finish, output.stop_token_id = "stop", token
-        elif seq.is_full:
-            output.finish = "length"
+        is_first = not seq.reported
+        output = _told(seq, SequenceOutput(seq.rid, b""))
+        told = seq.prompt_outputs is not None and seq.prompt_outputs.tell(output, row, result)
+        if token is not None:
+            output.logprobs = [logprob] if (logprob := result.logprobs.get(seq.rid)) else None
+            self._append(seq, token, output)
+        elif seq.num_behind == 0:  # nothing is to be chosen
+            output.finish = "length" if output.embedding is None else "stop"
+        elif not is_first and not told:
+            return None
         if output.finish is not None:
             self.scheduler.finish(seq)
         return output
+
+    def _refuse(self, seq: Sequence, error: str) -> SequenceOutput:
+        """It asks for what cannot be."""
+        self.scheduler.finish(seq, failed=True)
+        return _told(seq, _refused(seq, error))
+
+    def _append(self, seq: Sequence, token: int, output: SequenceOutput) -> None:
+        seq.tokens.append(token)
+        output.token_ids = pack_ids((token,))
+        if seq.grammar is not None:
+            seq.grammar.take(token)
+            if seq.grammar.error is not None:
+                output.finish, output.error, output.refused = "error", seq.grammar.error, True
+                output.token_ids, output.logprobs = b"", None
+            elif seq.grammar.complete:
+                output.finish = "stop"
+                output.stop_token_id = token if token in seq.eos_ids else None
+        elif token in seq.stop_ids and len(seq.tokens) > seq.min_len:
+            output.finish, output.stop_token_id = "stop", token
+        if output.finish is None and seq.is_full:
+            output.finish = "length"
 
     # --- messages -------------------------------------------------------------------------
 
@@ -193,7 +220,7 @@ class EngineCore:
             elif isinstance(message, Abort):
                 self._abort(message.rids)
             else:
-                replies += self._control(message)
+                replies += self.verbs.run(message)
         return replies
 
     def _submit(self, submit: Submit) -> None:
@@ -210,109 +237,67 @@ class EngineCore:
                 submitted_s=perf_counter(),
             )
         except Exception as error:
-            text = error.message if isinstance(error, RequestError) else _one_line(error)
+            text = error.message if isinstance(error, RequestError) else one_line(error)
             self._ended.append(SequenceOutput(submit.rid, b"", finish="error", error=text))
+        else:
+            grammar = submit.sampling.grammar
+            if grammar is None or not self.grammars.hold(seq, grammar):
+                self._admit(seq)
+
+    def _admit(self, seq: Sequence) -> None:
+        if seq.grammar is not None and seq.grammar.error is not None:
+            self._ended.append(_told(seq, _refused(seq, seq.grammar.error)))
         else:
             self.scheduler.add(seq)
 
     def _validate(self, submit: Submit, ids: list[int]) -> None:
         """Refuses what cannot be run. The service checks all this first, with better words."""
-        if self.scheduler.get(submit.rid) is not None:
+        if self._get(submit.rid) is not None:
             raise RequestError(f"request id {submit.rid} is in use")
-        if not ids:
-            raise RequestError("the prompt has no tokens; send at least one")
-        if len(ids) >= self.max_model_len:
-            raise PromptTooLong(
-                f"the prompt has {len(ids)} tokens and leaves no room for an answer in a context "
-                f"of {self.max_model_len}; shorten it"
-            )
-        sampling = submit.sampling
-        for token in (min(ids), max(ids), *sampling.stop_token_ids):
-            if not 0 <= token < self.vocab_size:
-                raise InvalidField(
-                    f"token id {token} is not in the vocabulary (0 to {self.vocab_size - 1})"
-                )
-        if sampling.max_tokens < 1:
-            raise InvalidField(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
+        check_prompt(ids, submit.sampling, self.vocab_size, self.max_model_len)
+        check_sampling(submit.sampling, self.vocab_size)
+
+    def _get(self, rid: int) -> Sequence | None:
+        return self.scheduler.get(rid) or self.grammars.held(rid)
+
+    def _finish(self, seq: Sequence) -> None:
+        if self.grammars.held(seq.rid) is None:
+            self.scheduler.finish(seq)
+        else:
+            self.grammars.drop(seq.rid)
 
     def _update(self, update: Update) -> None:
-        seq = self.scheduler.get(update.rid)
+        seq = self._get(update.rid)
         if seq is None:
             return
+        try:
+            check_sampling(update.sampling, self.vocab_size)
+        except InvalidField as error:
+            self._finish(seq)
+            refused = SequenceOutput(seq.rid, b"", finish="error", error=error.message)
+            self._ended.append(_told(seq, refused))
+            return
         seq.use(update.sampling)
-        if seq.is_full:
-            self.scheduler.finish(seq)
+        if seq.is_full and update.sampling.pooling is None:
+            self._finish(seq)
             self._ended.append(_told(seq, SequenceOutput(seq.rid, b"", finish="length")))
 
     def _abort(self, rids: list[int]) -> None:
         for rid in rids:
-            seq = self.scheduler.get(rid)
+            seq = self._get(rid)
             if seq is not None:
-                self.scheduler.finish(seq)
+                self._finish(seq)
         if self._ended:
             gone = set(rids)
             self._ended = [output for output in self._ended if output.rid not in gone]
 
-    def _control(self, control: Control) -> list[ControlReply]:
-        try:
-            answer = self._answer(control)
-        except Exception as error:
-            return [ControlReply(control.id, error=_one_line(error))]
-        return [] if answer is None else [ControlReply(control.id, answer)]
-
-    def _answer(self, control: Control) -> dict[str, Any] | None:
-        """None where a chore will reply."""
-        args = control.args
-        match control.verb:
-            case "pin":
-                return self.pins.pin(args["key"], unpack_ids(args["token_ids"]))
-            case "unpin":
-                return self.pins.unpin(args["key"])
-            case "save":
-                self.kv.save(control.id, **args)
-                return None
-            case "restore":
-                self.kv.restore(control.id, **args)
-                return None
-            case "check":
-                self.cache.check()
-                return self.cache.counts()._asdict()
-            case "clear_cache":
-                return {"blocks_freed": self.cache.clear()}
-            case "stats":
-                return msgspec.structs.asdict(self.stats.snapshot())
-            case verb:
-                raise ValueError(f"the engine knows no verb {verb!r}")
-
-    def _info(self, runner: StepRunner, assets: TokenizerAssets) -> EngineInfo:
-        return EngineInfo(
-            model_path=runner.model_path,
-            architecture=runner.architecture,
-            num_parameters=runner.num_parameters,
-            vocab_size=runner.vocab_size,
-            max_model_len=self.max_model_len,
-            block_size=runner.block_size,
-            num_blocks=runner.num_blocks,
-            kv_cache_bytes=runner.kv_cache_bytes,
-            max_batch_size=self.scheduler.max_running,
-            dtype=runner.dtype,
-            device=runner.device,
-            attention=runner.attention,
-            weights=runner.weights,
-            deterministic=self.settings.deterministic,
-            pid=os.getpid(),
-            tokenizer_file=str(assets.tokenizer_file),
-            chat_template=assets.chat_template,
-            bos_token=assets.bos_token,
-            eos_token=assets.eos_token,
-            eos_token_ids=assets.eos_token_ids,
-            add_bos=assets.add_bos,
-            generation_defaults=assets.generation_defaults,
-        )
-
 
 def _no_one_waits() -> None:
     pass
+
+
+def _refused(seq: Sequence, error: str) -> SequenceOutput:
+    return SequenceOutput(seq.rid, b"", finish="error", error=error, refused=True)
 
 
 def _told(seq: Sequence, output: SequenceOutput) -> SequenceOutput:
@@ -322,8 +307,3 @@ def _told(seq: Sequence, output: SequenceOutput) -> SequenceOutput:
         output.num_cached_tokens = seq.num_cached or 0
         output.queue_s = seq.queue_s
     return output
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -8,9 +8,21 @@ numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
+import msgspec
+import numpy as np
+
+from lmserve.messages import TokenLogprob
 from lmserve.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from lmserve.engine.grammars import Masks
+    from lmserve.engine.sampling.rules import Rules
+
+# The error of a row whose request asks for what cannot be.
+NONE_LEFT = "no token may come next: what is allowed, banned and asked for leaves none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +37,17 @@ class BlockCopy:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence's share of a step."""
+class PromptShare:
+    """What a row tells of its prompt beside the KV."""
+
+    scored: range  # tokens whose log probabilities it gives, each from the position before
+    num_top: int  # of the likeliest with each
+    pooled: range  # positions whose hidden states it sums
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One sequence's share of a step. A struct, for there are many: a frozen dataclass takes
+    several times as long to make."""
 
     rid: int
     token_ids: Sequence[int]  # the tokens to run, at positions start … start + len - 1
@@ -36,6 +57,9 @@ class Row:
     history: Sequence[int] = ()  # all tokens so far, prompt first: for penalties (not copied)
     num_prompt_tokens: int = 0  # how many of `history` are the prompt
     banned_ids: Sequence[int] = ()  # end and stop tokens while below min_tokens
+    forced: int | None = None  # the token that is chosen, whatever the logits
+    rules: Rules | None = None  # biases and bans, where the request has some
+    prompt: PromptShare | None = None
 
     @property
     def context_len(self) -> int:
@@ -48,6 +72,7 @@ class StepPlan:
     rows: list[Row]
     copies: list[BlockCopy] = field(default_factory=list)
     scrubs: list[int] = field(default_factory=list)  # blocks to zero, before the copies
+    masks: Masks | None = None  # which tokens may come, where a row has a grammar
 
     @property
     def num_tokens(self) -> int:
@@ -56,8 +81,16 @@ class StepPlan:
 
 @dataclass(slots=True)
 class StepResult:
-    """What the runner gives back. Each row of the plan that samples is in exactly one; a row
-    that does not is in `errors` or in none."""
+    """What the runner gives back, by rid. Each row of the plan that samples is in exactly one of
+    the first two; a row that does not is in `errors` or in neither."""
 
-    tokens: dict[int, int] = field(default_factory=dict)  # rid -> the token chosen
-    errors: dict[int, str] = field(default_factory=dict)  # rid -> why this row alone failed
+    tokens: dict[int, int] = field(default_factory=dict)  # the token chosen
+    errors: dict[int, str] = field(default_factory=dict)  # why this row alone failed
+    logprobs: dict[int, TokenLogprob] = field(default_factory=dict)  # of the token chosen
+    prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
+    pooled: dict[int, np.ndarray] = field(default_factory=dict)  # sums of hidden states, float64
+
+    def add(self, other: StepResult) -> None:
+        """Takes in the result of other rows."""
+        for slot in fields(self):
+            getattr(self, slot.name).update(getattr(other, slot.name))

@@ -12,17 +12,18 @@ import lmserve
 from lmserve.attention.base import AttentionBackend
 from lmserve.engine.cache.layout import CacheLayout
 from lmserve.engine.cache.tensors import KVCache
-from lmserve.engine.inputs import build_inputs
-from lmserve.engine.plan import Row, StepPlan, StepResult
-from lmserve.engine.sampler import sample
+from lmserve.engine.grammars import Masks
+from lmserve.engine.inputs import StepInputs, build_inputs
+from lmserve.engine.plan import NONE_LEFT, Row, StepPlan, StepResult
+from lmserve.engine.prompts import NOT_FINITE, read_prompts
+from lmserve.engine.sampling.logprobs import AskedLogprobs
+from lmserve.engine.sampling.sampler import sample
 from lmserve.errors import ModelError
 from lmserve.models.base import Model
 from lmserve.models.linear import Numerics
 from lmserve.sampling import SamplingParams
 from lmserve.weights.base import TokenizerAssets
 from lmserve.weights.identity import WeightFiles
-
-NOT_FINITE = "the model's output is not finite"
 
 
 class Runner:
@@ -44,6 +45,7 @@ class Runner:
         self.assets = assets
         self.architecture = info.architecture
         self.num_parameters = info.num_parameters
+        self.hidden_size = info.hidden_size
         self.vocab_size = info.vocab_size
         self.weights = info.weights
         self.max_model_len = layout.max_model_len
@@ -68,22 +70,36 @@ class Runner:
         not finite fails alone."""
         self._cache.scrub(plan.scrubs)
         self._cache.copy(plan.copies)
+        result = StepResult()
         if not plan.rows:
-            return StepResult()
-        return self._choose(plan.rows, *self._compute(plan))
+            return result
+        inputs, hidden, finite = self._compute(plan)
+        if not finite.all():
+            parts = finite.split([len(row.token_ids) for row in plan.rows])
+            for row, part in zip(plan.rows, parts, strict=True):
+                if not part.all():
+                    result.errors[row.rid] = NOT_FINITE
+        if any(row.prompt is not None for row in plan.rows):
+            read_prompts(self._model, plan.rows, hidden, result)
+        if inputs.sample.numel():
+            logits = self._logits(hidden, inputs.sample)
+            rows = [row for row in plan.rows if row.sampling is not None]
+            _choose(rows, logits, plan.masks, result)
+        return result
 
     @torch.inference_mode()
-    def logits(self, plan: StepPlan) -> torch.Tensor | None:
+    def logits(self, plan: StepPlan) -> torch.Tensor:
         """Computes the rows of a plan: float32 logits of those that sample, in their order."""
-        return self._compute(plan)[0]
+        inputs, hidden, _ = self._compute(plan)
+        return self._logits(hidden, inputs.sample)
 
-    def _compute(self, plan: StepPlan) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def _compute(self, plan: StepPlan) -> tuple[StepInputs, torch.Tensor, torch.Tensor]:
         inputs = build_inputs(plan, self._numerics.device)
         metadata = self._backend.prepare(inputs.batch)
-        logits, finite = self._model.forward(
-            inputs.token_ids, inputs.positions, metadata, inputs.sample
-        )
-        return None if logits is None else logits.float(), finite
+        return inputs, *self._model.forward(inputs.token_ids, inputs.positions, metadata)
+
+    def _logits(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return self._model.logits(hidden.index_select(0, index)).float()
 
     @torch.inference_mode()
     def read_kv(self, blocks: Sequence[int], num_tokens: int) -> memoryview:
@@ -117,26 +133,31 @@ class Runner:
             if count:
                 self.run(StepPlan([Row(0, [0] * count, start, [0], greedy)]))
 
-    def _choose(
-        self, rows: list[Row], logits: torch.Tensor | None, finite: torch.Tensor
-    ) -> StepResult:
-        """Tokens of the rows that sample, and an error for each row with a number that is not
-        finite, whether it samples or not."""
-        good = [True] * len(rows)
-        if not finite.all():
-            good = [bool(part.all()) for part in finite.split([len(r.token_ids) for r in rows])]
-        sampling = [at for at, row in enumerate(rows) if row.sampling is not None]
-        tokens: dict[int, int] = {}
-        if logits is not None:
-            fine = logits.sum(-1).isfinite()  # a sum is finite only where all its terms are
-            if not fine.all():
-                for at, each in zip(sampling, fine.tolist(), strict=True):
-                    good[at] = good[at] and each
-            chosen = [rows[at] for at in sampling if good[at]]
-            if len(chosen) < len(sampling):
-                logits = logits[[good[at] for at in sampling]]
-            if chosen:
-                rids = (row.rid for row in chosen)
-                tokens = dict(zip(rids, sample(logits, chosen), strict=True))
-        broken = (row.rid for row, fine in zip(rows, good, strict=True) if not fine)
-        return StepResult(tokens, dict.fromkeys(broken, NOT_FINITE))
+
+def _choose(
+    rows: Sequence[Row], logits: torch.Tensor, masks: Masks | None, result: StepResult
+) -> None:
+    """Adds a token of each row, or an error."""
+    fine = logits.sum(-1).isfinite()  # a sum is finite only where all its terms are
+    good = [row.rid not in result.errors for row in rows]
+    if not fine.all():
+        for at, each in enumerate(fine.tolist()):
+            if not each:
+                good[at] = False
+                result.errors[rows[at].rid] = NOT_FINITE
+    if not all(good):
+        logits = logits[good]
+        rows = [row for row, each in zip(rows, good, strict=True) if each]
+    if not rows:
+        return
+    asked = AskedLogprobs.of(logits, rows)
+    bits = masks.of([row.rid for row in rows]) if masks is not None else None
+    tokens = sample(logits, rows, None if bits is None else torch.from_numpy(bits))
+    for row, token in zip(rows, tokens, strict=True):
+        if token is None:
+            result.errors[row.rid] = NONE_LEFT
+        else:
+            result.tokens[row.rid] = token
+    if asked is not None:
+        told = asked.tell(tokens)
+        result.logprobs.update({rows[at].rid: each for at, each in told.items()})

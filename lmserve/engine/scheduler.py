@@ -4,12 +4,14 @@ There are no phases. A sequence is some tokens behind; the step's budget is shar
 those that are one behind (decodes: each gets its token in every step), then in the policy's
 order to those further behind and to the waiting queue. When a block is missing, the sequence
 that is last in that order loses its own and waits again; what it computed stays in the prefix
-tree, so that coming back is a match. Drafts get what is left where nobody else is behind or
-waits; to one who waits they lose blocks and places at once.
+tree, so that coming back is a match. Who begins like one that is computing that right now waits
+for it, and lets others pass (`cache.inflight`). Drafts get what is left where nobody else is
+behind or waits; to one who waits they lose blocks and places at once.
 """
 
 from __future__ import annotations
 
+from lmserve.engine.cache.inflight import InFlight
 from lmserve.engine.cache.manager import CacheManager
 from lmserve.engine.plan import Row, StepPlan
 from lmserve.engine.policy import Order, WaitingQueue, priority_then_arrival
@@ -33,6 +35,7 @@ class Scheduler:
         self.max_running = min(max_batch_size, max_step_tokens)
         self.order = order
         self.waiting = WaitingQueue(order)
+        self.in_flight = InFlight(cache, order)
         self.running: dict[int, Sequence] = {}  # by rid, in the order of admission
         self.num_preemptions = 0
         self._num_arrivals = 0
@@ -44,7 +47,8 @@ class Scheduler:
 
     def add(self, seq: Sequence) -> None:
         """Queues a sequence. Its `max_len` must fit the pool."""
-        assert self.cache.num_blocks_for(seq.max_len - 1) <= self.cache.pool.num_blocks
+        most = max(len(seq.tokens), seq.max_len - 1)
+        assert self.cache.num_blocks_for(most) <= self.cache.pool.num_blocks
         seq.arrival = self._num_arrivals
         self._num_arrivals += 1
         self.waiting.push(seq)
@@ -74,7 +78,9 @@ class Scheduler:
         """The plan of the step that starts now."""
         self._rows = {}
         self._budget = self.max_step_tokens
-        others_wait = len(self.waiting) > 0 and not self.waiting.peek().is_draft
+        for seq in self.in_flight.take_ready(spare=len(self.running)):
+            self.waiting.take_back(seq)
+        others_wait = self._others_wait()
         if others_wait:
             self._put_drafts_off()
         num_preemptions = self.num_preemptions
@@ -82,6 +88,8 @@ class Scheduler:
         # After a preemption there is no block to give away.
         admitting = num_preemptions == self.num_preemptions
         behind = [s for s in self.running.values() if s.num_behind > 1 and not s.is_draft]
+        places = self.waiting and len(self.running) < self.max_running
+        self.in_flight.begin_step(self.running.values() if places else ())
         for seq in sorted(behind, key=self.order):
             admitting = admitting and self._admit_waiting(now_s, before=seq)
             if self._budget:
@@ -92,6 +100,13 @@ class Scheduler:
                 self._plan_drafts(now_s)
         cache = self.cache
         return StepPlan(list(self._rows.values()), cache.take_copies(), cache.take_scrubs())
+
+    def _others_wait(self) -> bool:
+        """Whether anyone waits who is no draft, be it for a leader, which is none either."""
+        seq = self.waiting.peek()
+        if seq is not None and not seq.is_draft:
+            return True
+        return any(not leader.is_draft for leader in self.in_flight.leaders)
 
     def _plan_decodes(self) -> None:
         for seq in list(self.running.values()):
@@ -106,12 +121,15 @@ class Scheduler:
         """Admits who waits, in order, and at most those that come before another. Says False
         when there is no block for the next."""
         running, waiting = self.running, self.waiting
-        while waiting and self._budget and len(running) < self.max_running:
+        while self._budget and len(running) < self.max_running:
             seq = waiting.peek()
-            if seq.is_draft and not drafts:
+            if seq is None or (seq.is_draft and not drafts):
                 return True
             if before is not None and self.order(before) < self.order(seq):
                 return True
+            if self.in_flight.put_aside(seq):
+                waiting.put_aside()
+                continue
             # Each running sequence may need a block soon: a newcomer must not be preempted
             # again by the next of them.
             alone = not running and not seq.is_draft  # a draft breaks no pin
@@ -123,6 +141,7 @@ class Scheduler:
             if seq.queue_s is None:
                 seq.queue_s = now_s - seq.submitted_s
             running[seq.rid] = seq
+            self.in_flight.add(seq)
             self._add_row(seq, min(seq.num_behind, self._budget))
         return True
 
@@ -153,10 +172,13 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         if self._rows:
             self._budget = min(self._budget, max(1, self.max_step_tokens // DRAFT_SHARE))
+        admitting = True
         for seq in sorted((s for s in self.running.values() if s.is_draft), key=self.order):
+            admitting = admitting and self._admit_waiting(now_s, before=seq, drafts=True)
             if self._budget and seq.state is State.RUNNING and self._has_blocks(seq):
                 self._add_row(seq, min(seq.num_behind, self._budget))
-        if num_preemptions != self.num_preemptions:
+            admitting = admitting and num_preemptions == self.num_preemptions
+        if not admitting:
             return
         if not self._admit_waiting(now_s, drafts=True) and not self.running:
             seq = self.waiting.pop()  # what it needs is pinned
@@ -182,7 +204,7 @@ class Scheduler:
         tokens = seq.tokens
         start = seq.num_computed
         end = start + num_tokens
-        samples = end == len(tokens)
+        samples = end == len(tokens) and not seq.is_full  # it is from the start, of max_tokens 0
         self._budget -= num_tokens
         self._rows[seq.rid] = Row(
             seq.rid,
@@ -192,5 +214,8 @@ class Scheduler:
             seq.sampling if samples else None,
             tokens,
             seq.num_prompt_tokens,
-            seq.banned_ids if len(tokens) < seq.min_len else (),
+            seq.bans,
+            seq.reasoning.forced(tokens) if samples and seq.reasoning else None,
+            seq.rules,
+            seq.prompt_outputs.share(start, end) if seq.prompt_outputs else None,
         )

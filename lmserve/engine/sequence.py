@@ -5,10 +5,14 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
+from lmserve.engine.prompt_outputs import PromptOutputs
+from lmserve.engine.sampling.rules import Rules
+from lmserve.engine.thinking import Reasoning
 from lmserve.messages import LOWEST
 
 if TYPE_CHECKING:
     from lmserve.engine.cache.prefix import Node
+    from lmserve.engine.grammars import Constraint
     from lmserve.sampling import SamplingParams
 
 
@@ -31,10 +35,11 @@ class Sequence:
     """Owned by the scheduler. The cache manager alone changes `blocks` and what follows it."""
 
     __slots__ = (
-        "arrival", "banned_ids", "blocks", "eos_ids", "max_len", "max_model_len", "min_len",
-        "namespace", "node", "num_cached", "num_computed", "num_prompt_tokens", "num_shared",
-        "priority", "queue_s", "reported", "rid", "sampling", "state", "stop_ids", "submitted_s",
-        "tokens",
+        "arrival", "banned_ids", "blocks", "eos_ids", "grammar", "max_len",
+        "max_model_len", "min_len", "namespace", "node", "num_cached", "num_computed",
+        "num_prompt_tokens", "num_shared", "priority", "prompt_outputs", "queue_s", "reasoning",
+        "reported", "rid", "rules",
+        "sampling", "state", "stop_ids", "submitted_s", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -60,6 +65,8 @@ class Sequence:
         self.submitted_s = submitted_s  # on the clock that `schedule` is told
         self.queue_s: float | None = None  # from there to the first admission
         self.state = State.WAITING
+        self.prompt_outputs = PromptOutputs.of(sampling, len(prompt))
+        self.grammar: Constraint | None = None  # says what may come, and when it ends
         self.use(sampling)
         self.num_cached: int | None = None  # prompt tokens found when first run
         self.reported = False  # an output told num_cached and queue_s
@@ -72,11 +79,14 @@ class Sequence:
     def use(self, sampling: SamplingParams) -> None:
         """Goes on with these settings."""
         self.sampling = sampling
-        self.max_len = min(self.num_prompt_tokens + sampling.max_tokens, self.max_model_len)
+        max_tokens = sampling.max_tokens if sampling.pooling is None else 0
+        self.max_len = min(self.num_prompt_tokens + max_tokens, self.max_model_len)
         self.min_len = self.num_prompt_tokens + sampling.min_tokens
         stop_ids = frozenset(sampling.stop_token_ids)
         self.banned_ids = tuple(sorted(stop_ids | self.eos_ids))  # while shorter than min_len
         self.stop_ids = stop_ids if sampling.ignore_eos else stop_ids | self.eos_ids
+        self.rules = Rules.of(sampling)
+        self.reasoning = Reasoning.of(sampling, self.num_prompt_tokens)
 
     def to(self, state: State) -> None:
         """Changes the state; the table above says which changes there are."""
@@ -89,9 +99,23 @@ class Sequence:
         return self.priority >= LOWEST
 
     @property
+    def bans(self) -> tuple[int, ...]:
+        """End and stop tokens, where the answer must not end yet."""
+        if self.grammar is not None:
+            return () if self.grammar.active else self.banned_ids
+        return self.banned_ids if len(self.tokens) < self.min_len else ()
+
+    @property
     def is_full(self) -> bool:
         """As long as it may be."""
         return len(self.tokens) >= self.max_len
+
+    @property
+    def num_matchable(self) -> int:
+        """First tokens that the cache may know: the last is run, for its logits choose the next,
+        and those of which something is still to be told."""
+        most = len(self.tokens) - 1
+        return most if self.prompt_outputs is None else min(most, self.prompt_outputs.num_matchable)
 
     @property
     def num_behind(self) -> int:

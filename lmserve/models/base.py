@@ -18,6 +18,7 @@ class ModelInfo:
     vocab_size: int
     max_positions: int
     num_parameters: int
+    hidden_size: int
     weights: str  # for people: "int4 (q4_1) + float32"
     cache: CacheShape
 
@@ -36,7 +37,14 @@ class Model(ABC):
         token_ids: torch.Tensor,  # (T): the tokens of all rows of a step, one after another
         positions: torch.Tensor,  # (T)
         metadata: Metadata,  # of `self.attention`
-        sample: torch.Tensor,  # (S): the tokens whose logits are wanted
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Logits (S, vocab), or None where no row samples; and (T) of each token, whether all
-        that was computed for it is finite: its KV must not reach others if it is not."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states (T, hidden) for the two below; and (T) of each token, whether all that
+        was computed for it is finite: its KV must not reach others if it is not."""
+
+    @abstractmethod
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(S, vocab) of some of the hidden states, (S, hidden)."""
+
+    @abstractmethod
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states as the head sees them, what transformers calls the last."""

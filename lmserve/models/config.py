@@ -9,6 +9,7 @@ from typing import Any
 from lmserve.errors import ModelError
 
 Config = Mapping[str, Any]  # as in Hugging Face's config.json
+ALIASES = {"swish": "silu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,14 @@ class ModelConfig:
     out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    activation: str = "silu"  # of the gate: silu, gelu_pytorch_tanh
+    attention_scale: float | None = None  # None: of the head size
+    attention_softcap: float | None = None
+    final_softcap: float | None = None  # of the logits
+    embed_scale: float = 1.0
+    post_norms: bool = False  # after attention and after the mlp too
+    zero_centred_norms: bool = False  # a norm's factor is 1 + weight
+    local_rope: RopeConfig | None = None  # of the layers with a window; None: as the others
 
 
 def architecture(config: Config) -> str:
@@ -56,8 +65,10 @@ def architecture(config: Config) -> str:
     return str(names[0])
 
 
-def parse_config(config: Config, **family: bool) -> ModelConfig:
-    """The configuration of a Llama-like model; `family` are the flags its family fixes. What the
+def parse_config(
+    config: Config, *, rope: RopeConfig | None = None, activation: str = "silu", **family: Any
+) -> ModelConfig:
+    """The configuration of a Llama-like model; `family` are the fields its family fixes. What the
     family takes where config.json is silent is already in `config`."""
     num_heads = _whole(config, "num_attention_heads")
     hidden_size = _whole(config, "hidden_size")
@@ -68,9 +79,9 @@ def parse_config(config: Config, **family: bool) -> ModelConfig:
             f"the model's config.json is inconsistent: {num_heads} attention heads do not "
             f"divide into {num_kv_heads} key-value heads"
         )
-    activation = config.get("hidden_act") or "silu"
-    if activation not in ("silu", "swish"):
-        raise ModelError(f"hidden_act {activation!r} is not supported in this family; use silu")
+    given = config.get("hidden_activation") or config.get("hidden_act") or activation
+    if ALIASES.get(given, given) != activation:
+        raise ModelError(f"hidden_act {given!r} is not supported in this family; use {activation}")
     return ModelConfig(
         architecture=architecture(config),
         vocab_size=_whole(config, "vocab_size"),
@@ -83,8 +94,9 @@ def parse_config(config: Config, **family: bool) -> ModelConfig:
         norm_eps=_number(config, "rms_norm_eps", 1e-6),
         max_positions=_whole(config, "max_position_embeddings", 2048),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        rope=parse_rope(config),
+        rope=parse_rope(config) if rope is None else rope,
         windows=_windows(config, num_layers),
+        activation=activation,
         **family,
     )
 

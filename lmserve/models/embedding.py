@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
@@ -33,7 +33,18 @@ class PackedEmbedding:
         return self.weight.rows(token_ids.cpu(), self.dtype).to(self.device)
 
 
-Embedding = DenseEmbedding | PackedEmbedding
+class ScaledEmbedding:
+    """The factor is rounded to the model's dtype first."""
+
+    def __init__(self, embedding: Embedding, scale: float, dtype: torch.dtype):
+        self.embedding = embedding
+        self.scale = torch.tensor(scale, dtype=dtype).item()
+
+    def __call__(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return self.embedding(token_ids).mul_(self.scale)
+
+
+Embedding: TypeAlias = DenseEmbedding | PackedEmbedding | ScaledEmbedding
 
 
 def embedding_and_head(

@@ -2,11 +2,14 @@
 
 The model runs one flat row (1, T) with each token's own position and without a cache of its
 own; its attention layers call `_attend`, which hands queries, keys and values to the backend.
+Its trunk, whatever module that is, runs alone; for logits the whole runs over a trunk that
+gives the hidden states it is told.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +21,7 @@ from lmserve.attention.sdpa import SdpaAttention
 from lmserve.errors import ModelError
 from lmserve.models.base import Model, ModelInfo
 from lmserve.models.linear import Numerics
+from lmserve.models.trunk import Trunk
 
 IMPLEMENTATION = "lmserve"  # our name in transformers' registries
 HOLDER = "_lmserve_model"  # attribute of a module: the HfModel it belongs to
@@ -39,6 +43,8 @@ HARMLESS = {
     "past_key_values",
     "layer_idx",
 }
+
+Run = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # tokens and positions to logits
 
 
 @dataclass(slots=True)
@@ -62,7 +68,6 @@ class HfModel(Model):
         for module in self._module.modules():
             setattr(module, HOLDER, self)
         parameters = inspect.signature(self._module.forward).parameters
-        self._selects = "logits_to_keep" in parameters
         self._takes_positions = "position_ids" in parameters
         self.info = self._probe(architecture, numerics)
         if not self._rows_are_apart(numerics):
@@ -72,27 +77,29 @@ class HfModel(Model):
             )
 
     def forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        metadata: Metadata,
-        sample: torch.Tensor,
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        self, token_ids: torch.Tensor, positions: torch.Tensor, metadata: Metadata
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         self._step = metadata
         self._finite = []
-        # the fewest logits are one token's; zero would mean all
-        extra = {"logits_to_keep": sample if sample.numel() else 1} if self._selects else {}
-        logits = self._run(token_ids, positions, **extra)
-        finite = torch.stack(self._finite).all(0)
-        if not sample.numel():
-            return None, finite
-        return logits if self._selects else logits.index_select(0, sample), finite
+        hidden = self._trunk.run(token_ids, positions)
+        return hidden, torch.stack(self._finite).all(0)
 
-    def _run(self, token_ids: torch.Tensor, positions: torch.Tensor, **extra: Any) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        with self._trunk.told(hidden):
+            tokens = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+            return self._run(tokens, tokens)
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+    def _run(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._module(
-            input_ids=token_ids[None], position_ids=positions[None], use_cache=False, **extra
+            input_ids=token_ids[None], position_ids=positions[None], use_cache=False
         ).logits
         return logits[0]
+
+    def _run_split(self, token_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.logits(self._trunk.run(token_ids, positions))
 
     def attend(
         self,
@@ -124,7 +131,8 @@ class HfModel(Model):
         tokens = torch.zeros(2, dtype=torch.int64, device=numerics.device)
         try:
             with torch.inference_mode():
-                self._run(tokens, torch.arange(2, device=numerics.device))
+                places = torch.arange(2, device=numerics.device)
+                self._trunk = Trunk.of(self._module, lambda: self._run(tokens, places))
         except ModelError as error:
             raise ModelError(f"{architecture} is not supported: {error.message}") from error
         except Exception as error:  # whatever the foreign model raises
@@ -144,24 +152,26 @@ class HfModel(Model):
             vocab_size=config.vocab_size,
             max_positions=getattr(config, "max_position_embeddings", 2048),
             num_parameters=sum(parameter.numel() for parameter in parameters),
+            hidden_size=config.hidden_size,
             weights=f"{str(numerics.dtype).removeprefix('torch.')} (transformers)",
             cache=CacheShape(len(probe.layers), num_heads, num_kv_heads, head_dim, 1),
         )
 
     @torch.inference_mode()
     def _rows_are_apart(self, numerics: Numerics) -> bool:
-        """Two rows together give what each gives alone: no layer mixes tokens by itself."""
+        """Two rows together give what each gives alone: no layer mixes tokens by itself. Alone
+        they run without the trunk's help: it changes nothing either."""
         shape = replace(self.info.cache, block_size=PROBE_TOKENS)
         self.attention = SdpaAttention(shape, numerics.dtype, numerics.device)
         size = (2, shape.num_kv_heads, shape.block_size, shape.head_dim)
         zeros = torch.zeros(size, dtype=numerics.dtype, device=numerics.device)
         self.attention.bind([(zeros.clone(), zeros.clone()) for _ in range(shape.num_layers)])
-        together = self._probe_rows([0, 1], numerics)
-        alone = torch.cat([self._probe_rows([row], numerics) for row in (0, 1)])
+        together = self._probe_rows([0, 1], numerics, self._run_split)
+        alone = torch.cat([self._probe_rows([row], numerics, self._run) for row in (0, 1)])
         limit = CLOSE.get(numerics.dtype, ROUGH)
         return bool((together - alone).norm() <= limit * alone.norm())
 
-    def _probe_rows(self, rows: list[int], numerics: Numerics) -> torch.Tensor:
+    def _probe_rows(self, rows: list[int], numerics: Numerics, run: Run) -> torch.Tensor:
         """Logits of these rows, each in a block of its own and with tokens of its own."""
         count = len(rows)
         self._step = self.attention.prepare(
@@ -170,7 +180,7 @@ class HfModel(Model):
         tokens = torch.arange(PROBE_TOKENS) + torch.tensor(rows)[:, None] * PROBE_TOKENS + 1
         tokens = tokens.flatten() % self.info.vocab_size
         positions = torch.arange(PROBE_TOKENS).repeat(count)
-        return self._run(tokens.to(numerics.device), positions.to(numerics.device)).float()
+        return run(tokens.to(numerics.device), positions.to(numerics.device)).float()
 
 
 def _load(path: str, architecture: str, numerics: Numerics) -> Any:

@@ -19,6 +19,8 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
+from lmserve.attention.elementwise import softcap_
+
 Linear: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (T, in) to (T, out)
 
 # Beyond this many rows int8 is faster. Milliseconds of a whole step of a 135 M model, int8
@@ -147,6 +149,18 @@ class SplitLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+class CappedLinear:
+    """A product whose results lie between minus and plus `cap`."""
+
+    def __init__(self, linear: Linear, cap: float, deterministic: bool):
+        self.linear = linear
+        self.cap = cap
+        self.deterministic = deterministic
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return softcap_(self.linear(x), self.cap, self.deterministic)
 
 
 def int8_supported() -> bool:

@@ -12,11 +12,13 @@ from lmserve.errors import ModelError
 from lmserve.models.base import Model
 from lmserve.models.config import Config, ModelConfig, architecture
 from lmserve.models.decoder import Decoder
+from lmserve.models.gemma import gemma2_config, gemma3_config
 from lmserve.models.linear import Numerics
 from lmserve.models.llama import llama_config, mistral_config
 from lmserve.models.qwen import qwen2_config, qwen3_config
 from lmserve.models.source import Source
 from lmserve.weights.base import Checkpoint
+from lmserve.weights.text_part import TextPart
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +27,15 @@ log = logging.getLogger(__name__)
 SMALL_MATRIX = 2**22
 
 FAMILIES: dict[str, Callable[[Config], ModelConfig]] = {
+    "Gemma2ForCausalLM": gemma2_config,
+    "Gemma3ForCausalLM": gemma3_config,
+    "Gemma3ForConditionalGeneration": gemma3_config,
     "LlamaForCausalLM": llama_config,
     "MistralForCausalLM": mistral_config,
     "Qwen2ForCausalLM": qwen2_config,
     "Qwen3ForCausalLM": qwen3_config,
 }
+SEEING = {"Gemma3ForConditionalGeneration"}  # only their text part is run
 
 
 def build(checkpoint: Checkpoint, path: str, numerics: Numerics) -> Model:
@@ -37,6 +43,7 @@ def build(checkpoint: Checkpoint, path: str, numerics: Numerics) -> Model:
     name = architecture(checkpoint.config)
     family = FAMILIES.get(name)
     if family is not None:
+        checkpoint = TextPart(checkpoint) if name in SEEING else checkpoint
         config, source = family(checkpoint.config), Source(checkpoint, numerics)
         with _threads_for(config):
             model = Decoder(config, source)

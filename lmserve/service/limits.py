@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -131,7 +132,7 @@ def sampling_params(request: GenerateRequest, info: EngineInfo) -> SamplingParam
             f"stop_token_ids has {len(request.stop_token_ids)} ids: at most {MAX_STOP_TOKEN_IDS}",
             param="stop_token_ids",
         )
-    numbers = {name: _number(name, request, info) for name in _RANGES}
+    numbers: dict[str, Any] = {name: _number(name, request, info) for name in _RANGES}
     return SamplingParams(
         **numbers,
         top_k=_top_k(request, info),

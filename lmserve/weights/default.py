@@ -19,8 +19,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from lmserve.atomic import replacing, write_atomic
 from lmserve.errors import ModelError
-from lmserve.weights.atomic import replacing, write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,8 @@ class GGUFCheckpoint(Checkpoint):
         if info is None:
             raise ModelError(f"{self.path} has no tensor {name}; download it again")
         tensor = self._tensor(info)
+        if self.arch in names.GEMMAS and names.ZERO_CENTRED.fullmatch(name):
+            return self._centred(tensor)
         heads = self._permuted_heads(name)
         if heads is None:
             return tensor
@@ -60,7 +62,7 @@ class GGUFCheckpoint(Checkpoint):
         for info in self.file.tensors.values():
             if names.IGNORED.fullmatch(info.name):
                 continue
-            name = names.hf_name(info.name)
+            name = names.hf_name(self.arch, info.name)
             if name is None:
                 raise ModelError(
                     f"{self.path} has a tensor {info.name!r} that lmserve does not know for "
@@ -91,6 +93,12 @@ class GGUFCheckpoint(Checkpoint):
             return data.view(FLOATS[info.type]).view(info.shape)
         rows = math.prod(info.shape[:-1])
         return GGMLTensor(info.type, data.view(rows, -1), (rows, info.shape[-1]))
+
+    def _centred(self, factor: torch.Tensor | GGMLTensor) -> torch.Tensor:
+        """A norm's weight as Hugging Face has it, of the factor in the file."""
+        if isinstance(factor, GGMLTensor):
+            raise self.file.damaged("one of its norms is quantised")
+        return factor.float() - 1
 
     def _permuted_heads(self, name: str) -> int | None:
         """How many heads the rows of this tensor make, where its file has them interleaved."""

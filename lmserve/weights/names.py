@@ -12,9 +12,14 @@ ARCHITECTURES = {  # general.architecture: what config.json would say
     "llama": ("LlamaForCausalLM", "llama"),
     "qwen2": ("Qwen2ForCausalLM", "qwen2"),
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
+    "gemma2": ("Gemma2ForCausalLM", "gemma2"),
+    "gemma3": ("Gemma3ForCausalLM", "gemma3_text"),
 }
 #: architectures whose converter reorders Q and K rows from half-split to interleaved rope
 PERMUTED = frozenset({"llama"})
+GEMMAS = frozenset({"gemma2", "gemma3"})
+#: the weight of a norm whose factor is 1 + weight; their converter wrote the factor
+ZERO_CENTRED = re.compile(r".*norm\.weight")
 
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 LAYER = {
@@ -30,6 +35,12 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+GEMMA_LAYER = LAYER | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+LAYERS = {arch: GEMMA_LAYER if arch in GEMMAS else LAYER for arch in ARCHITECTURES}
 #: read through the config, or derived by every implementation
 IGNORED = re.compile(r"rope_freqs\.weight|blk\.\d+\.attn_rot_embd\.weight")
 ATTENTION_BIAS = re.compile(r"blk\.\d+\.attn_(q|k|v|output)\.bias")
@@ -37,15 +48,15 @@ MLP_BIAS = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.bias")
 LAYER_NAME = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
-def hf_name(name: str) -> str | None:
+def hf_name(arch: str, name: str) -> str | None:
     """Hugging Face's name of a GGUF tensor; None where we know none."""
     stem, _, kind = name.rpartition(".")
     if stem in TOP and kind in ("weight", "bias"):
         return f"{TOP[stem]}.{kind}"
     match = LAYER_NAME.fullmatch(name)
-    if match is None or match[2] not in LAYER:
+    if match is None or match[2] not in LAYERS[arch]:
         return None
-    return f"model.layers.{match[1]}.{LAYER[match[2]]}.{match[3]}"
+    return f"model.layers.{match[1]}.{LAYERS[arch][match[2]]}.{match[3]}"
 
 
 def hf_config(file: GGUFFile) -> dict[str, Any]:
@@ -117,7 +128,35 @@ class _Reader:
             config["sliding_window"] = window
         self._check_heads(config)
         config["rope_scaling"] = self._rope_scaling()
+        return config | (self._gemma(config) if self.arch in GEMMAS else {})
+
+    def _gemma(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What the files do not say is as llama.cpp takes it: of the published models."""
+        gemma2, layers = self.arch == "gemma2", config["num_hidden_layers"]
+        # the largest of each scales by its width for each head, all others by the head's size
+        largest = layers == (46 if gemma2 else 62)
+        scalar = config["hidden_size"] // config["num_attention_heads"]
+        every = self.count("attention.sliding_window_pattern", 2 if gemma2 else 6)
+        kinds = [
+            "sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)
+        ]
+        config = {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": scalar if largest else config["head_dim"],
+            "sliding_window": self.count("attention.sliding_window", 4096 if gemma2 else None),
+            "layer_types": kinds,
+            "attn_logit_softcapping": self._softcap("attn", 50.0 if gemma2 else None),
+            "final_logit_softcapping": self._softcap("final", 30.0 if gemma2 else None),
+        }
+        if not gemma2:
+            config["rope_local_base_freq"] = float(self.number("rope.freq_base_swa", 10000.0))
         return config
+
+    def _softcap(self, which: str, default: float | None) -> float | None:
+        key = f"{which}_logit_softcapping"
+        if default is None and f"{self.arch}.{key}" not in self.file.metadata:
+            return None
+        return float(self.number(key, default))
 
     def _check_heads(self, config: dict[str, Any]) -> None:
         head_dim = config["head_dim"]
@@ -173,7 +212,10 @@ def expected_shapes(arch: str, config: dict[str, Any]) -> dict[str, tuple[int, .
     if config["mlp_bias"]:
         sizes = (("gate", inner), ("up", inner), ("down", hidden))
         layer |= {f"mlp.{n}_proj.bias": (s,) for n, s in sizes}
-    if arch == "qwen3":
+    if arch in GEMMAS:
+        norms = ("pre_feedforward", "post_feedforward")
+        layer |= {f"{name}_layernorm.weight": (hidden,) for name in norms}
+    if arch in ("qwen3", "gemma3"):
         layer |= {f"self_attn.{n}_norm.weight": (config["head_dim"],) for n in ("q", "k")}
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (config["vocab_size"], hidden),

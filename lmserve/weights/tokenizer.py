@@ -9,8 +9,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from lmserve.atomic import write_atomic
 from lmserve.errors import ModelError
-from lmserve.weights.atomic import write_atomic
 from lmserve.weights.base import TokenizerAssets
 from lmserve.weights.safetensors import read_json
 

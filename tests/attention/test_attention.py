@@ -86,14 +86,17 @@ def test_batched_attention_equals_the_oracle(dtype, close, case, deterministic):
     cuts=st.lists(st.integers(1, 519), max_size=5, unique=True),
     neighbours=st.lists(st.tuples(st.integers(0, 700), st.integers(1, 40)), max_size=5),
     window=st.sampled_from([None, 100]),
+    softcap=st.sampled_from([None, 5.0]),
     seed=st.integers(0, 99),
 )
-def test_deterministic_bits_do_not_depend_on_chunks_or_neighbours(cuts, neighbours, window, seed):
+def test_deterministic_bits_do_not_depend_on_chunks_or_neighbours(
+    cuts, neighbours, window, softcap, seed
+):
     shape = CacheShape(1, 6, 2, 16, 16)
     total = 520
     contexts = [total, *(start + length for start, length in neighbours)]
     pool = Pool(shape, contexts, seed)
-    options = AttentionOptions(0.25, window)
+    options = AttentionOptions(0.25, window, softcap)
     backend = CpuAttention(shape, torch.float32, CPU, deterministic=True)
     q, k, v = pool.tokens(total)
 

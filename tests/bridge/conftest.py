@@ -48,8 +48,9 @@ class Bench:
             case _:
                 self.engine = FakeEngine(made)
 
-    def ask(self, *prompt: int, max_tokens: int = 4) -> Mailbox:
-        return self.engine.submit(list(prompt) or [1], SamplingParams(max_tokens=max_tokens))
+    def ask(self, *prompt: int, max_tokens: int = 4, **sampling: Any) -> Mailbox:
+        params = SamplingParams(max_tokens=max_tokens, **sampling)
+        return self.engine.submit(list(prompt) or [1], params)
 
     def ask_and_fail(self) -> Mailbox:
         if isinstance(self.engine, FakeEngine):

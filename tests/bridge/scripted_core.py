@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lmserve.bridge import inventions
 from lmserve.errors import ModelError
 from lmserve.messages import (
     Abort,
@@ -29,6 +30,7 @@ from lmserve.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lmserve.sampling import SamplingParams
     from lmserve.settings import EngineSettings
 
 VOCAB_SIZE = 1000
@@ -193,9 +195,18 @@ class ScriptedCore:
                 os._exit(3)
             case _:
                 pass
-        output = SequenceOutput(rid, pack_ids([(first + num_said) % VOCAB_SIZE]))
+        output = SequenceOutput(rid, b"")
+        sampling = submit.sampling
         if num_said == 0:
             output.queue_s = 0.0
+            _tell_of_prompt(output, unpack_ids(submit.token_ids), sampling)
+        if output.finish is not None:
+            del self._live[rid]
+            return output
+        token_id = (first + num_said) % VOCAB_SIZE
+        output.token_ids = pack_ids([token_id])
+        if sampling.logprobs is not None:
+            output.logprobs = inventions.logprobs_of([token_id], sampling.logprobs)
         if num_said + 1 == submit.sampling.max_tokens:
             output.finish = "length"
             del self._live[rid]
@@ -207,3 +218,17 @@ class ScriptedCore:
         self._live.clear()
         for thread in self._saves:
             thread.join()
+
+
+def _tell_of_prompt(output: SequenceOutput, prompt: list[int], sampling: SamplingParams) -> None:
+    """All of it is run in one step, and is all of the answer where no token is wanted."""
+    if sampling.tell_progress:
+        output.num_prompt_run = len(prompt)
+    if sampling.prompt_logprobs is not None:
+        wanted = prompt[max(1, sampling.prompt_logprobs_start) :]
+        output.prompt_logprobs = inventions.logprobs_of(wanted, sampling.prompt_logprobs)
+    if sampling.pooling is not None:
+        output.embedding = inventions.embedding_of(prompt, sampling.pooling)
+        output.finish = "stop"
+    elif sampling.max_tokens == 0:
+        output.finish = "length"

@@ -316,6 +316,80 @@ async def test_each_step_is_told_before_its_outputs(bench: Bench) -> None:
     assert told == sorted(set(told))
 
 
+async def test_each_chosen_token_has_its_log_probability(bench: Bench) -> None:
+    asked, plain = bench.ask(7, max_tokens=5, logprobs=3), bench.ask(7, max_tokens=5)
+    await bench.read(plain)
+    delivery = await asked.get()  # all steps in one
+    assert delivery.logprobs is not None
+    assert [each.token_id for each in delivery.logprobs] == delivery.token_ids
+    for each in delivery.logprobs:
+        assert len(each.top_ids) == len(each.top_logprobs) == 3
+        assert 0 > each.top_logprobs[0] >= each.logprob
+    chosen_only = await bench.ask(7, max_tokens=1, logprobs=0).get()
+    assert chosen_only.logprobs is not None
+    assert chosen_only.logprobs[0].top_ids == []
+
+
+async def test_log_probabilities_and_tokens_arrive_together(bench: Bench) -> None:
+    mailbox = bench.ask(1, max_tokens=40, logprobs=0)
+    num_seen = 0
+    while True:
+        delivery = await mailbox.get()
+        num_seen += len(delivery.token_ids)
+        assert [each.token_id for each in delivery.logprobs or []] == delivery.token_ids
+        if delivery.finish is not None:
+            break
+    assert num_seen == 40
+
+
+async def test_only_who_asks_gets_more_than_tokens(bench: Bench) -> None:
+    delivery = await bench.ask(1, 2, 3, max_tokens=1).get()
+    told = (delivery.logprobs, delivery.prompt_logprobs, delivery.num_prompt_run)
+    assert (*told, delivery.embedding) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 4])
+async def test_a_prompt_has_log_probabilities_from_its_start(bench: Bench, start: int) -> None:
+    prompt = (5, 6, 7, 8)
+    mailbox = bench.ask(*prompt, max_tokens=2, prompt_logprobs=2, prompt_logprobs_start=start)
+    told: list[int] = []
+    while True:
+        delivery = await mailbox.get()
+        told += [each.token_id for each in delivery.prompt_logprobs or []]
+        if delivery.finish is not None:
+            break
+    assert told == list(prompt[max(1, start) :])  # nothing comes before the very first
+
+
+async def test_a_prompt_may_be_all_that_is_run(bench: Bench) -> None:
+    token_ids, last = await bench.read(bench.ask(1, 2, 3, max_tokens=0))
+    assert (token_ids, last.finish, last.error) == ([], "length", None)
+    delivery = await bench.ask(1, 2, 3, max_tokens=0, prompt_logprobs=0).get()
+    assert [each.token_id for each in delivery.prompt_logprobs or []] == [2, 3]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+async def test_an_embedding_is_all_of_an_answer(bench: Bench, pooling: str) -> None:
+    token_ids, last = await bench.read(bench.ask(1, 2, 3, pooling=pooling))
+    assert (token_ids, last.finish) == ([], "stop")
+    assert last.embedding is not None
+    assert len(memoryview(last.embedding).cast("f")) > 0
+
+
+async def test_progress_ends_with_the_whole_prompt(bench: Bench) -> None:
+    prompt = [3] * 600
+    mailbox = bench.ask(*prompt, max_tokens=2, tell_progress=True)
+    told: list[int] = []
+    while True:
+        delivery = await mailbox.get()
+        if delivery.num_prompt_run is not None:
+            told.append(delivery.num_prompt_run)
+        if delivery.finish is not None:
+            break
+    assert told == sorted(set(told))
+    assert told[-1] == 600
+
+
 @pytest.fixture(params=["child", "thread", "fake"])
 def kind(request: pytest.FixtureRequest) -> str:
     kind: str = request.param

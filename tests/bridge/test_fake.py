@@ -115,3 +115,36 @@ async def test_a_slow_mock_keeps_its_pace() -> None:
     assert [len((await mailbox.get()).token_ids) for _ in range(3)] == [1, 1, 1]
     assert fake.submits == []
     await fake.close()
+
+
+async def test_a_long_prompt_is_told_of_in_pieces(fake: FakeEngine) -> None:
+    asked = SamplingParams(max_tokens=3, tell_progress=True, prompt_logprobs=1, logprobs=2)
+    mailbox = fake.submit(list(range(300)), asked)
+    first, second = await mailbox.get(), await mailbox.get()
+    assert (first.token_ids, first.num_prompt_run, len(first.prompt_logprobs or [])) == (
+        [],
+        256,
+        255,
+    )
+    assert (len(second.token_ids), second.num_prompt_run) == (1, 300)
+    assert [each.token_id for each in second.prompt_logprobs or []] == list(range(256, 300))
+    fake.update(mailbox, SamplingParams(max_tokens=2, tell_progress=True, logprobs=2))
+    third = await mailbox.get()
+    assert (len(third.token_ids), third.num_prompt_run, third.finish) == (1, None, "length")
+
+
+async def test_what_it_invents_follows_from_the_tokens(fake: FakeEngine) -> None:
+    asked = SamplingParams(max_tokens=9, logprobs=4)
+    one, other = [await fake.submit(prompt, asked).get() for prompt in ([1], [2])]
+    assert one.logprobs == other.logprobs
+    pooled = SamplingParams(pooling="mean")
+    embeddings = [(await fake.submit(p, pooled).get()).embedding for p in ([1, 2], [2, 1], [3])]
+    assert embeddings[0] == embeddings[1] != embeddings[2]
+
+
+async def test_a_script_is_told_whatever_was_asked(fake: FakeEngine) -> None:
+    fake.will_fail("out of luck").will_say("Hi")
+    failed = await fake.submit([1], SamplingParams(pooling="last")).get()
+    assert failed.error == "out of luck"
+    said = await fake.submit([1], SamplingParams(logprobs=0)).get()
+    assert [each.token_id for each in said.logprobs or []] == [*b"Hi", assets.EOS_ID]

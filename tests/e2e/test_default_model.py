@@ -134,3 +134,42 @@ def test_deterministic_answers_do_not_depend_on_the_batch_at_all():
     assert answers(core, prompts[::-1], 24)[::-1] == together  # on cached KV
     core.cache.clear()
     assert [answers(core, [prompt], 24)[0] for prompt in prompts] == together
+
+
+def test_log_probabilities_and_embeddings_equal_transformers_in_float32():
+    prompts = [tokenizer().encode(text).ids for text in PROMPTS]
+    core = core_of("float32")
+    greedy = {"temperature": 0.0, "max_tokens": 3, "ignore_eos": True}
+    asked = [
+        SamplingParams(**greedy, logprobs=5),
+        SamplingParams(**greedy, prompt_logprobs=3, prompt_logprobs_start=4),
+        SamplingParams(pooling="mean"),
+    ]
+    core.handle([Submit(i, pack_ids(prompts[i]), asked[i]) for i in range(3)])
+    outputs = {i: [] for i in range(3)}
+    while core.has_work():
+        for output in core.step().outputs:
+            outputs[output.rid].append(output)
+    chosen = [token for output in outputs[0] for token in unpack_ids(output.token_ids)]
+    told = [each for output in outputs[0] for each in output.logprobs or []]
+    expected = log_softmax(prompts[0] + chosen)[len(prompts[0]) - 1 : -1]
+    assert_told(told, expected, chosen, 5)
+    told = [each for output in outputs[1] for each in output.prompt_logprobs or []]
+    assert_told(told, log_softmax(prompts[1])[3:-1], prompts[1][4:], 3)
+    with torch.inference_mode():
+        hidden = transformers_model().base_model(torch.tensor([prompts[2]])).last_hidden_state
+    embedding = torch.frombuffer(bytearray(outputs[2][-1].embedding), dtype=torch.float32)
+    assert (embedding - hidden[0].mean(0)).abs().max() < 1e-4
+
+
+@torch.inference_mode()
+def log_softmax(tokens: list[int]) -> torch.Tensor:
+    return transformers_model()(torch.tensor([tokens])).logits[0].float().log_softmax(-1)
+
+
+def assert_told(told, expected: torch.Tensor, tokens: list[int], num: int) -> None:
+    assert [each.token_id for each in told] == tokens
+    for each, row in zip(told, expected, strict=True):
+        assert each.logprob == pytest.approx(row[each.token_id].item(), abs=1e-3)
+        assert each.top_ids == row.topk(num).indices.tolist()
+        assert each.top_logprobs == pytest.approx(row.topk(num).values.tolist(), abs=1e-3)

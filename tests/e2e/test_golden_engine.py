@@ -100,6 +100,30 @@ def test_a_conversation_reuses_all_of_its_history(tiny_llama):
         history = prompt + answer
 
 
+def test_eight_of_a_prompt_at_once_cost_little_more_than_one(tiny_llama):
+    """As for n = 8: the prompt is run once, and its KV is held once but for the last block."""
+    (prompt,) = prompts_of(6, [110])
+    costs = {}
+    for n in (1, 8):
+        core = core_for(tiny_llama, max_step_tokens=40)
+        sampling = [SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)] * n
+        core.handle([Submit(i, pack_ids(prompt), each) for i, each in enumerate(sampling)])
+        tokens: dict[int, list[int]] = {}
+        num_run, held = 0, []
+        while core.has_work():
+            output = core.step()
+            num_run += output.stats.step_tokens
+            held.append(output.stats.blocks_held)
+            for each in output.outputs:
+                tokens.setdefault(each.rid, []).extend(unpack_ids(each.token_ids))
+        assert list(tokens.values()) == [tiny_llama.golden(prompt, NUM_TOKENS)] * n
+        costs[n] = num_run, max(held)
+        core.cache.check()
+    answer, own = NUM_TOKENS - 1, NUM_TOKENS // 4  # decodes; blocks that no other shares
+    assert costs[1] == (110 + answer, 27 + own)
+    assert costs[8] == (110 + 7 + 8 * answer, 27 + 8 * own)
+
+
 def test_a_request_that_fails_in_the_engine_fails_alone(tiny_llama):
     """A token id past the embedding gets by no validator but the engine's own; here it is put
     into a running sequence, so that the step itself fails."""

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmserve.engine.core import EngineCore
 from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
 from lmserve.messages import (
@@ -25,11 +27,12 @@ from lmserve.messages import (
     ControlReply,
     SequenceOutput,
     Submit,
+    TokenLogprob,
     Update,
     pack_ids,
     unpack_ids,
 )
-from lmserve.sampling import SamplingParams
+from lmserve.sampling import SamplingParams, Thinking
 from lmserve.settings import EngineSettings
 from lmserve.weights.base import TokenizerAssets
 
@@ -49,6 +52,15 @@ def chain(tokens: Tokens[int], before: int = 0) -> list[int]:
 def choose(kv: int, vocab_size: int, banned: Tokens[int] = ()) -> int:
     allowed = [token for token in range(vocab_size) if token not in banned]
     return allowed[kv % len(allowed)]
+
+
+def logprob(token: int, before: int) -> TokenLogprob:
+    """What is told of a token depends on all before it."""
+    return TokenLogprob(token, -float(before % 1009 + token))
+
+
+def state_of(kv: int) -> list[float]:
+    return [float(kv % 1009), float(kv % 13)]
 
 
 class PagedMemory:
@@ -82,7 +94,7 @@ class PagedMemory:
 class PagedRunner:
     model_path = "paged"
     architecture = "paged"
-    num_parameters = 0
+    num_parameters = hidden_size = 0
     kv_cache_bytes = 0
     dtype = device = attention = weights = "none"
     kv_token_bytes = SLOT.size
@@ -144,12 +156,30 @@ class PagedRunner:
         for row in plan.rows:
             if row.rid in self.failing:
                 result.errors[row.rid] = "injected"
-            elif self.memory.poisoned(row.blocks):
+                continue
+            if self.memory.poisoned(row.blocks):
                 result.errors[row.rid] = "poisoned"
-            elif row.sampling is not None:
+                continue
+            if row.prompt is not None:
+                self._tell(row, kv[row.rid], result)
+            if row.sampling is not None:
                 banned = row.banned_ids if self.poison is None else (*row.banned_ids, self.poison)
-                result.tokens[row.rid] = choose(kv[row.rid][-1], self.vocab_size, banned)
+                token = choose(kv[row.rid][-1], self.vocab_size, banned)
+                result.tokens[row.rid] = token = token if row.forced is None else row.forced
+                if row.sampling.logprobs is not None:
+                    result.logprobs[row.rid] = logprob(token, kv[row.rid][-1])
         return result
+
+    def _tell(self, row: Row, kv: list[int], result: StepResult) -> None:
+        """Of position p the row has its KV at p - start."""
+        assert row.prompt is not None
+        if row.prompt.scored:
+            result.prompt_logprobs[row.rid] = [
+                logprob(row.history[at], kv[at - 1 - row.start]) for at in row.prompt.scored
+            ]
+        if row.prompt.pooled:
+            pooled = [state_of(kv[at - row.start]) for at in row.prompt.pooled]
+            result.pooled[row.rid] = np.array(pooled).sum(0)
 
     def _kv(self, row: Row) -> list[int]:
         read = self.memory.read(row.blocks, row.start)
@@ -176,9 +206,19 @@ class PagedRunner:
             )
             self._expect(end <= len(row.blocks) * self.block_size, f"{name} has too few blocks")
             self._expect(
-                (row.sampling is not None) == (end == len(row.history)),
-                f"{name} samples before its end, or does not at its end",
+                row.sampling is None or end == len(row.history), f"{name} samples before its end"
             )
+            if row.prompt is not None:
+                told = row.prompt.scored or row.prompt.pooled
+                self._expect(bool(told), f"{name} has an empty share of its prompt")
+                self._expect(
+                    set(row.prompt.scored) <= set(range(row.start + 1, end + 1)),
+                    f"{name} tells of tokens whose beginning it does not run",
+                )
+                self._expect(
+                    set(row.prompt.pooled) <= set(range(row.start, end)),
+                    f"{name} pools what it does not run",
+                )
             first, last = row.start // self.block_size, (end - 1) // self.block_size
             for block in row.blocks[first : last + 1]:
                 self._expect(block not in written, f"block {block} is written by two rows")
@@ -199,6 +239,10 @@ class Answer:
     error: str | None = None
     num_cached_tokens: int = 0
     num_outputs: int = 0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    embedding: list[float] | None = None
+    num_prompt_run: int = 0
 
     def add(self, output: SequenceOutput) -> None:
         assert self.finish is None, f"request {output.rid} heard more after its end"
@@ -209,6 +253,13 @@ class Answer:
         assert self.num_outputs == 0 or output.num_cached_tokens == 0
         self.num_cached_tokens += output.num_cached_tokens
         self.num_outputs += 1
+        self.logprobs += output.logprobs or []
+        self.prompt_logprobs += output.prompt_logprobs or []
+        if output.embedding is not None:
+            self.embedding = np.frombuffer(output.embedding, "<f4").tolist()
+        if output.num_prompt_run is not None:
+            assert output.num_prompt_run > self.num_prompt_run
+            self.num_prompt_run = output.num_prompt_run
 
 
 def oracle(
@@ -220,19 +271,55 @@ def oracle(
     max_model_len: int = 100,
 ) -> Answer:
     """What the answer has to be: one request, no cache, no batch."""
-    tokens, answer = list(prompt), Answer()
+    tokens, answer = list(prompt), prompt_told(prompt, sampling)
+    if answer.embedding is not None or sampling.max_tokens == 0:
+        answer.finish = "length" if answer.embedding is None else "stop"
     eos = set() if sampling.ignore_eos else set(eos_ids)
     while answer.finish is None:
         early = len(answer.ids) < sampling.min_tokens
         banned = {*eos_ids, *sampling.stop_token_ids} if early else set()
         token = choose(chain(tokens)[-1], vocab_size, sorted(banned))
+        forced = sampling.thinking and forced_by(sampling.thinking, answer.ids)
+        token = token if forced is None else forced
+        if sampling.logprobs is not None:
+            answer.logprobs.append(logprob(token, chain(tokens)[-1]))
         tokens.append(token)
         answer.ids.append(token)
-        if token in eos.union(sampling.stop_token_ids):
+        if token in eos.union(sampling.stop_token_ids) and not early:
             answer.finish, answer.stop_token_id = "stop", token
         elif len(answer.ids) == sampling.max_tokens or len(tokens) == max_model_len:
             answer.finish = "length"
     return answer
+
+
+def prompt_told(prompt: Tokens[int], sampling: SamplingParams) -> Answer:
+    """All that is to be told of the prompt alone."""
+    answer, kv = Answer(), chain(prompt)
+    if sampling.prompt_logprobs is not None:
+        wanted = range(max(1, sampling.prompt_logprobs_start), len(prompt))
+        answer.prompt_logprobs = [logprob(prompt[at], kv[at - 1]) for at in wanted]
+    if sampling.pooling is not None:
+        states = np.array([state_of(each) for each in kv])
+        pooled = states[-1] if sampling.pooling == "last" else states.sum(0) / len(prompt)
+        answer.embedding = pooled.astype("<f4").tolist()
+    if sampling.tell_progress:
+        answer.num_prompt_run = len(prompt)
+    return answer
+
+
+def forced_by(thinking: Thinking, output: list[int]) -> int | None:
+    """The slow, obvious budget: every place of both marks is looked for again."""
+    start, end = list(thinking.start_ids), list(thinking.end_ids)
+    begins = [at for at in range(len(output) + 1) if output[at - len(start) : at] == start]
+    if not start:
+        begins = [0]
+    if not begins or len(output) - begins[0] < thinking.max_tokens:
+        return None
+    thought = output[begins[0] :]
+    if any(thought[at : at + len(end)] == end for at in range(len(thought))):
+        return None
+    begun = [n for n in range(len(end)) if n == 0 or thought[-n:] == end[:n]]
+    return end[begun[-1]]
 
 
 class Inline(Executor):

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,7 +130,16 @@ def test_an_aborted_request_hears_nothing_and_frees_its_blocks() -> None:
         ([-1], {}, "token id -1"),
         ([1], {"stop_token_ids": (50,)}, "token id 50"),
         ([1] * 100, {}, "100 tokens"),
-        ([1], {"max_tokens": 0}, "max_tokens is 0"),
+        ([1] * 101, {"max_tokens": 0}, "101 tokens"),
+        ([1], {"max_tokens": -1}, "max_tokens is -1"),
+        ([1], {"logprobs": -1}, "logprobs is -1"),
+        ([1], {"prompt_logprobs": -1}, "prompt_logprobs is -1"),
+        ([1], {"prompt_logprobs_start": -2}, "prompt_logprobs_start is -2"),
+        ([1], {"logit_bias": ((50, 1.0),)}, "token id 50"),
+        ([1], {"logit_bias": ((5, math.nan),)}, "logit_bias of token 5 is nan"),
+        ([1], {"allowed_token_ids": (3, 50)}, "token id 50"),
+        ([1], {"bad_words": ((3, 50),)}, "token id 50"),
+        ([1], {"bad_words": ((),)}, "a bad word has no tokens"),
     ],
 )
 def test_a_bad_submit_fails_alone_and_at_once(
@@ -309,6 +320,91 @@ def test_the_first_part_of_a_prompt_tells_that_it_runs() -> None:
     assert (first.token_ids, first.finish) == (b"", None)
     assert first.queue_s is not None
     assert (len(token.token_ids), token.queue_s) == (4, None)
+
+
+# --- more than tokens ------------------------------------------------------------------------
+
+
+def test_of_no_tokens_the_prompt_alone_is_run() -> None:
+    bench = Bench(PagedRunner(30, 4), EngineSettings(max_step_tokens=8))
+    prompt = [i % 50 for i in range(100)]  # the whole context
+    answer = bench.submit(1, prompt, max_tokens=0, prompt_logprobs=0)
+    bench.drain()
+    assert (answer.ids, answer.finish) == ([], "length")
+    assert answer == replace(
+        oracle(prompt, SamplingParams(max_tokens=0, prompt_logprobs=0)),
+        num_outputs=13,
+        num_cached_tokens=0,
+    )
+    again = bench.submit(2, prompt, max_tokens=0)
+    bench.drain()
+    assert (again.finish, again.num_cached_tokens) == ("length", 99)
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 6, 19, 20, 21, 99])
+def test_a_prompts_log_probabilities_begin_where_they_are_wanted(start: int) -> None:
+    bench = Bench(settings=EngineSettings(max_step_tokens=6))
+    prompt = [i % 7 for i in range(20)]
+    bench.submit(1, prompt, max_tokens=1)
+    bench.drain()
+    sampling = {"max_tokens": 2, "prompt_logprobs": 0, "prompt_logprobs_start": start}
+    answer = bench.submit(2, prompt, **sampling)
+    bench.drain()
+    expected = oracle(prompt, SamplingParams(**sampling))
+    assert (answer.ids, answer.prompt_logprobs) == (expected.ids, expected.prompt_logprobs)
+    assert answer.num_cached_tokens == min(max(start, 1) - 1, 19)  # all before is taken
+
+
+def test_what_was_told_before_a_preemption_is_not_run_again() -> None:
+    bench = Bench(PagedRunner(12, 2), EngineSettings(max_step_tokens=8))
+    prompt = list(range(16))
+    asked = {"max_tokens": 3, "prompt_logprobs": 0, "logprobs": 0, "tell_progress": True}
+    answer = bench.submit(1, prompt, **asked)
+    bench.step()
+    bench.core.scheduler._preempt(bench.core.scheduler.running[1])
+    plan = bench.step()
+    assert plan.rows[0].start == 8
+    bench.drain()
+    expected = oracle(prompt, SamplingParams(**asked))
+    for name in ("ids", "logprobs", "prompt_logprobs", "num_prompt_run"):
+        assert getattr(answer, name) == getattr(expected, name)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_an_embedding_is_the_same_in_chunks_and_after_others(pooling: str) -> None:
+    bench = Bench(settings=EngineSettings(max_step_tokens=6))
+    prompt = list(range(20))
+    bench.submit(1, prompt, max_tokens=3)
+    bench.drain()
+    answer = bench.submit(2, prompt, pooling=pooling, max_tokens=9)
+    bench.step()
+    bench.update(2, pooling=pooling, max_tokens=1)  # changes nothing: no token is chosen
+    bench.drain()
+    expected = oracle(prompt, SamplingParams(pooling=pooling))
+    assert (answer.ids, answer.finish, answer.embedding) == ([], "stop", expected.embedding)
+
+
+def test_progress_is_told_chunk_by_chunk() -> None:
+    bench = Bench(settings=EngineSettings(max_step_tokens=8))
+    bench.submit(1, list(range(20)), max_tokens=1)
+    bench.drain()
+    told = []
+    bench.core.handle(
+        [Submit(2, pack_ids([*range(20), *range(20)]), SamplingParams(tell_progress=True))]
+    )
+    for _ in range(4):
+        told += [output.num_prompt_run for output in bench.core.step().outputs]
+    assert told == [28, 36, 40, None]
+
+
+def test_settings_that_cannot_be_run_end_an_answer_when_they_come() -> None:
+    bench = Bench()
+    bad, good = bench.submit(1, [1, 2], max_tokens=9), bench.submit(2, [1, 2], max_tokens=9)
+    bench.step()
+    bench.update(1, max_tokens=9, allowed_token_ids=(50,))
+    bench.drain()
+    assert (bad.finish, bad.error) == ("error", "token id 50 is not in the vocabulary (0 to 49)")
+    assert good.finish == "length"
 
 
 # --- changed while it runs ------------------------------------------------------------------

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from lmserve.engine.plan import Row
-from lmserve.engine.sampler import CANDIDATES, sample, uniform
+from lmserve.engine.sampling.drawing import CANDIDATES
+from lmserve.engine.sampling.sampler import sample, uniform
 from lmserve.sampling import SamplingParams
 
 

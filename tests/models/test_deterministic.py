@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from tiny import FLOAT32, GREEDY, LLAMA, prompts_of, random_model, tables, tiny_runner
+from tiny import FLOAT32, GEMMA2, GREEDY, LLAMA, prompts_of, random_model, tables, tiny_runner
 
 from lmserve.engine.plan import Row, StepPlan
 from lmserve.models.linear import DETERMINISTIC_ROWS, TiledLinear
@@ -16,22 +16,28 @@ DETERMINISTIC = replace(FLOAT32, deterministic=True)
 WIDER = {**LLAMA, "hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160}
 
 
+QWEN3 = transformers.Qwen3Config(**WIDER)
+GEMMA = transformers.Gemma2Config(**{**GEMMA2, **WIDER, "intermediate_size": 192})
+
+
 @pytest.mark.parametrize(
-    ("threads", "dtype"),
+    ("config", "threads", "dtype"),
     [
-        (1, torch.float32),
-        (2, torch.float32),
-        (3, torch.float32),
-        (1, torch.bfloat16),
-        (2, torch.bfloat16),
+        (QWEN3, 1, torch.float32),
+        (QWEN3, 2, torch.float32),
+        (QWEN3, 3, torch.float32),
+        (QWEN3, 1, torch.bfloat16),
+        (QWEN3, 2, torch.bfloat16),
+        (GEMMA, 3, torch.float32),
+        (GEMMA, 2, torch.bfloat16),
     ],
 )
-def test_logits_do_not_depend_on_neighbours_batch_size_or_chunks(threads, dtype):
+def test_logits_do_not_depend_on_neighbours_batch_size_or_chunks(config, threads, dtype):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         numerics = replace(DETERMINISTIC, dtype=dtype)
-        runner = tiny_runner(random_model(transformers.Qwen3Config(**WIDER)), numerics)
+        runner = tiny_runner(random_model(config), numerics)
         prompt, *others = prompts_of(97, [60, 1, 2, 9, 31, 77])
         blocks = tables(runner, 6, 100)
         expected = _last_logits(runner, prompt, blocks[0], [60], [], [])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
 from tiny import (
     FLOAT32,
+    GEMMA,
+    GEMMA2,
     LLAMA,
     LLAMA3_ROPE,
     YARN_ROPE,
@@ -22,6 +26,12 @@ from lmserve.errors import ModelError
 from lmserve.models.registry import FAMILIES as DECODERS
 from lmserve.models.registry import build
 
+
+def gemma3_config(**options: Any) -> transformers.Gemma3TextConfig:
+    thetas = {"rope_theta": 500.0, "rope_local_base_freq": 50.0}  # a few tokens tell them apart
+    return transformers.Gemma3TextConfig(**{**GEMMA, **thetas, **options})
+
+
 FAMILIES = {
     "llama-mha": lambda: transformers.LlamaConfig(**{**LLAMA, "num_key_value_heads": 4}),
     "llama-gqa": lambda: transformers.LlamaConfig(**LLAMA),
@@ -34,12 +44,26 @@ FAMILIES = {
     ),
     "yarn-rope": lambda: transformers.LlamaConfig(**LLAMA, rope_parameters=YARN_ROPE),
     "mistral-window": lambda: transformers.MistralConfig(**LLAMA, sliding_window=9),
+    "mistral-head-dim": lambda: transformers.MistralConfig(
+        **LLAMA, head_dim=16, sliding_window=None
+    ),
     "qwen2": lambda: transformers.Qwen2Config(**LLAMA),
     "qwen2-window": lambda: transformers.Qwen2Config(
         **LLAMA, use_sliding_window=True, sliding_window=7, max_window_layers=1
     ),
     "qwen3": lambda: transformers.Qwen3Config(**LLAMA, head_dim=16),
     "qwen3-tied": lambda: transformers.Qwen3Config(**LLAMA, tie_word_embeddings=True),
+    "gemma2": lambda: transformers.Gemma2Config(**GEMMA2),
+    "gemma2-plain": lambda: transformers.Gemma2Config(
+        **GEMMA, attention_bias=True, attn_logit_softcapping=None, final_logit_softcapping=None
+    ),
+    "gemma3": lambda: gemma3_config(sliding_window_pattern=2),
+    "gemma3-linear-rope": lambda: gemma3_config(
+        layer_types=["full_attention", "sliding_attention"],
+        rope_scaling={"rope_type": "linear", "factor": 8.0},
+        final_logit_softcapping=1.5,
+        tie_word_embeddings=False,
+    ),
 }
 
 

@@ -32,6 +32,8 @@ SMALL = {
     "eos_token_id": None,
 }
 LLAMA = {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2}
+GEMMA = {**LLAMA, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 12}
+GEMMA2 = {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -68,7 +70,8 @@ def random_model(config: transformers.PreTrainedConfig, seed: int = 0) -> Any:
     module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            centre = 0.0 if "Gemma" in type(module).__name__ else 1.0
+            mean = centre if "norm" in name and name.endswith("weight") else 0.0
             parameter.normal_(mean, 0.25)
     return module.eval()
 

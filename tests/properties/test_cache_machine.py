@@ -164,6 +164,22 @@ class CacheMachine(RuleBasedStateMachine):
             assert missing > idle or not alone
 
     @precondition(lambda self: self.live)
+    @rule(data=st.data(), spare=st.integers(0, 2))
+    def share_tail(self, data: st.DataObject, spare: int) -> None:
+        """A running sequence lets others have the block that it fills; it goes on in a copy."""
+        seq, cache = self.draw_live(data), self.cache
+        before, blocks = cache.counts(), list(seq.blocks)
+        tokens = seq.tokens[: seq.num_computed]
+        idle = before.free + before.cached
+        cache.share_tail(seq, spare=spare)
+        assert cache.counts().held - before.held == len(cache._copies) <= max(0, idle - spare)
+        if seq.blocks != blocks:
+            assert self.longest(tokens, len(tokens), seq.namespace) == len(tokens)
+        self.memory.scrub(cache.take_scrubs())
+        self.memory.copy(cache.take_copies())
+        cache.end_step()
+
+    @precondition(lambda self: self.live)
     @rule(data=st.data(), failed=st.sampled_from([False, False, True]))
     def let_go(self, data: st.DataObject, failed: bool) -> None:
         seq = self.draw_live(data)

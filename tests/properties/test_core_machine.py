@@ -17,11 +17,11 @@ from hypothesis.stateful import (
 )
 
 from lmserve.engine.cache.prefix import Pin
-from lmserve.engine.plan import StepPlan
+from lmserve.engine.plan import Row, StepPlan
 from lmserve.engine.policy import priority_then_arrival
 from lmserve.engine.sequence import Sequence, State
 from lmserve.messages import LOWEST
-from lmserve.sampling import SamplingParams
+from lmserve.sampling import SamplingParams, Thinking
 from lmserve.settings import EngineSettings
 from tests.engine.paged import Answer, Bench, PagedRunner, oracle
 
@@ -29,15 +29,27 @@ VOCAB = 5
 POISON = 5  # a token of prompts only: the model overflows on it
 EOS = (4,)
 MAX_MODEL_LEN = 24
+THINKING = [Thinking(3, (2, 3)), Thinking(0, (1, 1), start_ids=(0,)), Thinking(1, (4,))]
 SAMPLING = st.fixed_dictionaries(
     {
-        "max_tokens": st.sampled_from([8, 1, 2, 12]),
+        "max_tokens": st.sampled_from([8, 1, 2, 12, 0]),
         "min_tokens": st.sampled_from([0, 0, 6]),
         "ignore_eos": st.sampled_from([True, False]),
         "stop_token_ids": st.sampled_from([(), (), (1,), (0, 2)]),
+        "thinking": st.sampled_from([None, None, None, *THINKING]),
+        "logprobs": st.sampled_from([None, 0]),
+        "prompt_logprobs": st.sampled_from([None, None, 0]),
+        "prompt_logprobs_start": st.sampled_from([0, 2, 7]),
+        "pooling": st.sampled_from([None, None, None, None, "mean", "last"]),
+        "tell_progress": st.booleans(),
     }
 )
 PRIORITY = st.sampled_from([0, 1, 0, 1, LOWEST])
+
+
+def ends(row: Row) -> bool:
+    """Whether it runs the last of a sequence's tokens."""
+    return row.sampling is not None or row.context_len == len(row.history)
 
 
 class CoreMachine(RuleBasedStateMachine):
@@ -88,11 +100,21 @@ class CoreMachine(RuleBasedStateMachine):
         self.core.cache.admit = self.checked_admit  # type: ignore[method-assign]
 
     def checked_admit(self, seq: Sequence, **how: Any) -> bool:
-        """A newcomer leaves a block to each that runs."""
+        """A newcomer leaves a block to each that runs, and computes no block that one of those
+        is computing that comes before it."""
         done = self.admit(seq, **how)
         counts = self.core.cache.counts()
         if done:
-            assert counts.free + counts.cached >= len(self.core.scheduler.running)
+            running = self.core.scheduler.running.values()
+            assert counts.free + counts.cached >= len(running)
+            at = seq.num_computed // self.core.cache.block_size
+            end = (at + 1) * self.core.cache.block_size
+            for each in running:
+                if priority_then_arrival(each) < priority_then_arrival(seq):
+                    alike = each.tokens[:end] == seq.tokens[:end] and end <= seq.num_matchable
+                    here = each.num_computed // self.core.cache.block_size == at
+                    shares = self.config.prefix_cache and each.node is seq.node
+                    assert not (alike and here and shares), "a block is computed twice"
         return done
 
     @rule(data=st.data(), num_requests=st.integers(1, 4))
@@ -106,6 +128,15 @@ class CoreMachine(RuleBasedStateMachine):
             sampling = data.draw(SAMPLING)
             self.submit_one([*beginning[:cut], *tail], sampling, data.draw(PRIORITY))
 
+    @rule(data=st.data(), num_twins=st.integers(2, 5), num_tokens=st.integers(1, 20))
+    def submit_twins(self, data: st.DataObject, num_twins: int, num_tokens: int) -> None:
+        """One prompt several times at once, as for n > 1; the last tokens may be each one's own."""
+        prompt = data.draw(st.lists(st.integers(0, 1), min_size=num_tokens, max_size=num_tokens))
+        sampling, priority = data.draw(SAMPLING), data.draw(PRIORITY)
+        for _ in range(num_twins):
+            own = data.draw(st.sampled_from([[], [], [], [2], [3, 2], [POISON]]))
+            self.submit_one([*prompt, *own], sampling, priority)
+
     @property
     def ranks(self) -> dict[int, tuple[int, int]]:
         """Requests come in the order of their ids."""
@@ -116,10 +147,12 @@ class CoreMachine(RuleBasedStateMachine):
         self.priorities.append(priority)
         self.asked.append((prompt, sampling))
         self.bench.submit(rid, prompt, priority, **sampling)
-        if 0 < len(prompt) < self.max_len and POISON in prompt:
+        chooses = sampling["max_tokens"] > 0 and sampling["pooling"] is None
+        fits = 0 < len(prompt) <= self.max_len - chooses
+        if fits and POISON in prompt:
             self.expected[rid] = Answer(finish="error")
             self.texts.append([*prompt, 0, 1])
-        elif 0 < len(prompt) < self.max_len:
+        elif fits:
             self.expected[rid] = oracle(
                 prompt,
                 SamplingParams(**sampling),
@@ -160,13 +193,20 @@ class CoreMachine(RuleBasedStateMachine):
             self.bench.update(rid, max_tokens=max_tokens)
             return
         prompt, sampling = self.asked[rid]
+        if sampling["max_tokens"] == 0 or sampling["pooling"] is not None:
+            return  # nothing is chosen
         sampling = sampling | {"max_tokens": max_tokens}
         self.bench.update(rid, **sampling)
         if rid in self.ended | self.aborted | self.cut or self.expected[rid].finish == "error":
             return
-        said = self.bench.answers[rid].ids
-        if len(said) >= max_tokens:
-            self.expected[rid] = Answer(ids=list(said), finish="length")
+        said = self.bench.answers[rid]
+        if len(said.ids) >= max_tokens:
+            self.expected[rid] = Answer(
+                ids=list(said.ids),
+                finish="length",
+                logprobs=list(said.logprobs),
+                prompt_logprobs=list(said.prompt_logprobs),
+            )
             self.cut.add(rid)
         else:
             self.expected[rid] = oracle(
@@ -190,7 +230,13 @@ class CoreMachine(RuleBasedStateMachine):
         heard = {rid: answer.num_outputs for rid, answer in self.bench.answers.items()}
         had_work = core.scheduler.has_work
         waiting = list(core.scheduler.waiting._sequences.values())
+        aside = core.scheduler.in_flight._aside
+        ready = [(leader, num) for leader, num in aside if not self.computes(leader, num)]
         plan = self.bench.step()
+        assert not any(key in aside for key in ready), "somebody waits for nobody"
+        for (leader, _), followers in aside.items():
+            for seq in followers:
+                assert priority_then_arrival(leader) < priority_then_arrival(seq)
         rids = [row.rid for row in plan.rows]
         assert len(set(rids)) == len(rids) <= self.config.max_batch_size
         assert plan.num_tokens <= self.config.max_step_tokens
@@ -214,6 +260,9 @@ class CoreMachine(RuleBasedStateMachine):
             assert self.bench.answers[rid].num_outputs == heard[rid], "an aborted request heard"
         self.check_answers()
 
+    def computes(self, leader: Sequence, num_tokens: int) -> bool:
+        return leader.state is State.RUNNING and leader.num_computed < num_tokens
+
     def check_drafts(
         self,
         plan: StepPlan,
@@ -225,7 +274,7 @@ class CoreMachine(RuleBasedStateMachine):
         rows = {row.rid: len(row.token_ids) for row in plan.rows}
         drafts = [rid for rid in rows if self.priorities[rid] == LOWEST]
         if drafts:
-            decodes = {row.rid for row in plan.rows if row.sampling and rows[row.rid] == 1}
+            decodes = {row.rid for row in plan.rows if ends(row) and rows[row.rid] == 1}
             for seq in (*before, *waiting):
                 assert seq.is_draft or seq.rid in decodes, "a draft before others"
         for seq in before:
@@ -237,7 +286,7 @@ class CoreMachine(RuleBasedStateMachine):
     ) -> None:
         """Where the budget ends within a prompt, none that comes after it has a part of it."""
         chunks = {row.rid: len(row.token_ids) for row in plan.rows if behind.get(row.rid) != 1}
-        done = {row.rid for row in plan.rows if row.sampling is not None}
+        done = {row.rid for row in plan.rows if ends(row)}
         waited = [rid for rid in {*running, *chunks} - done if behind.get(rid) != 1]
         for late in waited:
             for rid in chunks:
@@ -247,6 +296,10 @@ class CoreMachine(RuleBasedStateMachine):
         for rid, answer in self.bench.answers.items():
             expected = self.expected[rid]
             assert answer.ids == expected.ids[: len(answer.ids)]
+            if expected.finish != "error":
+                for name in ("logprobs", "prompt_logprobs"):
+                    heard = getattr(answer, name)
+                    assert heard == getattr(expected, name)[: len(heard)]
             if answer.finish is None:
                 continue
             told = rid in self.ended
@@ -262,6 +315,9 @@ class CoreMachine(RuleBasedStateMachine):
                 assert answer.ids == expected.ids
                 assert answer.finish == expected.finish
                 assert answer.stop_token_id == expected.stop_token_id
+                if rid not in self.cut:
+                    for name in ("logprobs", "prompt_logprobs", "embedding", "num_prompt_run"):
+                        assert getattr(answer, name) == getattr(expected, name)
 
     @invariant()
     def the_queue_is_no_longer_than_it_has_to_be(self) -> None:

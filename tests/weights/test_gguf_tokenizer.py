@@ -70,6 +70,7 @@ def test_special_tokens_are_one_id_and_text_comes_back(write_gguf: WriteGGUF) ->
         ("qwen2", ["ab", "Ġ", "1", "2", "3", "4"]),
         ("llama-bpe", ["ab", "Ġ", "123", "4"]),  # up to three
         ("gpt-2", ["ab", "Ġ", "123", "4"]),
+        ("tekken", ["ab", "Ġ", "1", "2", "3", "4"]),
     ],
 )
 def test_numbers_are_split_as_in_training(
@@ -84,7 +85,7 @@ def test_numbers_are_split_as_in_training(
     )
     tokenizer, assets = convert(write_gguf())
     assert spelled(tokenizer, "ab 1234") == pieces
-    assert assets.add_bos is (pre == "llama-bpe")
+    assert assets.add_bos is (pre in ("llama-bpe", "tekken"))
 
 
 def test_an_unknown_pre_tokenizer_is_warned_of(
@@ -110,6 +111,46 @@ def test_a_file_without_its_tokenizer(write_gguf: WriteGGUF) -> None:
 def test_an_end_token_outside_the_vocabulary(write_gguf: WriteGGUF) -> None:
     with pytest.raises(ModelError, match="eot_token_id is 4000, outside its vocabulary"):
         convert(write_gguf(extra={"tokenizer.ggml.eot_token_id": 4000}))
+
+
+GEMMA_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "  "]
+
+
+def gemma_file(path: Path) -> Path:
+    """The tokenizer half of a Gemma GGUF: scores that say nothing, spaces spelled as such."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "gemma3")
+    bytes_ = [f"<0x{value:02X}>" for value in range(256)]
+    tokens = [*GEMMA_TOKENS, *bytes_, "▁a", "ab", "▁", "a", "b", "\n"]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 6 + [4] + [6] * 256 + [1] * 6)
+    writer.add_token_scores([-1000.0] * len(tokens))
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(3)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gemma_s_sentencepiece(tmp_path: Path) -> None:
+    from lmserve.weights.gguf_file import GGUFFile
+
+    file = GGUFFile(gemma_file(tmp_path / "gemma.gguf"))
+    assets = gguf_tokenizer.gguf_assets(file, tmp_path / "cache")
+    assert (assets.add_bos, assets.bos_token, assets.eos_token) == (True, "<bos>", "<eos>")
+    assert assets.eos_token_ids == (1, 5)
+    tokenizer = Tokenizer.from_file(str(assets.tokenizer_file))
+    text = "<start_of_turn>ab ab\né  b"
+    pieces = ["<start_of_turn>", "ab", "▁a", "b", "\n", "<0xC3>", "<0xA9>", "▁▁", "b"]
+    assert spelled(tokenizer, text) == pieces
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
 
 
 def sentencepiece_file(path: Path, *, space_prefix: bool) -> Path:

@@ -51,7 +51,7 @@ class CacheManager:
         )
 
     def _admit(self, seq: Sequence, spare: int, alone: bool) -> bool:
-        match = self._match(seq)
+        match = self.match(seq)
         pool = self.pool
 
         def cost(node: Node) -> int:
@@ -100,6 +100,25 @@ class CacheManager:
         seq.blocks.extend(new)
         return True
 
+    def share_tail(self, seq: Sequence, *, spare: int) -> None:
+        """Enters the block that a running sequence fills into the tree, as far as it is computed;
+        the sequence goes on in a copy. Does nothing where that leaves `spare` blocks no more.
+        For the beginning of a step, before its rows are planned."""
+        pool, at = self.pool, seq.num_computed // self.block_size
+        tokens = seq.tokens[at * self.block_size : seq.num_computed]
+        if not tokens or pool.num_free + pool.num_cached <= spare:
+            return
+        tail, new = seq.blocks[at], self._take(1)
+        if new is None:
+            return
+        if seq.node is not None and seq.node.alive and tail not in pool.suspect:
+            if self.tree.insert(seq.node, tuple(tokens), tail).block == tail:
+                self._copies.append(BlockCopy(tail, new[0], len(tokens)))
+                self._sources.append(tail)  # the sequence's hold on it
+                seq.blocks = [*seq.blocks[:at], *new, *seq.blocks[at + 1 :]]
+                return
+        self.tree.release(new)
+
     def take_copies(self) -> list[BlockCopy]:
         """The copies this step's plan has to make."""
         copies, self._copies = self._copies, []
@@ -111,11 +130,11 @@ class CacheManager:
         self._scrubs = [block for block in self._scrubs if self.pool.refs[block]]
         return self._scrubs
 
-    def _match(self, seq: Sequence) -> Match:
+    def match(self, seq: Sequence) -> Match:
+        """What is known of a sequence that is not admitted yet."""
         if not self.prefix_cache:
             return Match([])
-        # At least the last token is run: its logits choose the next.
-        return self.tree.match(seq.tokens, len(seq.tokens) - 1, seq.namespace)
+        return self.tree.match(seq.tokens, seq.num_matchable, seq.namespace)
 
     def _take(self, num: int, *, break_pins: bool = False) -> list[int] | None:
         """`num` new blocks, evicting what nobody uses; None when that is not enough."""
@@ -153,6 +172,8 @@ class CacheManager:
         """Takes the blocks away; what they hold stays in the tree until it is evicted."""
         self._share(seq, tail=True)
         self.tree.release(seq.blocks)
+        if self._copies:  # into one of them, planned in this very step
+            self._copies = [copy for copy in self._copies if self.pool.refs[copy.target]]
         _clear(seq)
 
     def forget(self, seq: Sequence) -> None:

@@ -11,7 +11,7 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """A file that takes the place of `path` when the block ends without an error.
 
     Two writers at once are safe: each has its own file, and the last one to finish stays.
@@ -23,13 +23,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would lock other users out of a shared cache
+        os.chmod(name, mode)  # mkstemp's 0600 would lock other users out of a shared cache
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    with replacing(path) as file:
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    with replacing(path, mode) as file:
         file.write(data)
