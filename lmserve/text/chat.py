@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmserve.errors import InvalidField
+from lmserve.text.tool_messages import checked_calls
 
 
 def normalise_messages(
@@ -30,7 +31,7 @@ def _message(
     content = _content(message, role, f"{where}.content", join_parts)
     if role == "developer" and not developer:
         role = "system"
-    return {**message, "role": role, "content": content}
+    return checked_calls({**message, "role": role, "content": content}, where)
 
 
 def _content(message: Mapping[str, Any], role: str, where: str, join_parts: bool) -> Any:

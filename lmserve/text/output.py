@@ -18,13 +18,16 @@ class OutputText:
         min_tokens: int = 0,
         *,
         always: Sequence[str] = (),
+        include_stop: bool = False,
     ):
-        """`always`: stop strings that are never changed."""
+        """`always`: stop strings that are never changed, nor shown. `include_stop`: the others
+        are shown, where they end it."""
         self._detokenizer = detokenizer
         self._always = tuple(always)
         stops = (*stops, *always)
         self._matcher = StopMatcher(stops) if stops else None
         self._min_tokens = min_tokens
+        self._include_stop = include_stop
         self.num_tokens = 0  # pushed, up to and with the one that completed a stop string
         self.stop: str | None = None  # the stop string met
 
@@ -45,7 +48,14 @@ class OutputText:
         if self.num_tokens <= self._min_tokens:
             return text  # a stop string does not begin in these either
         shown, self.stop = matcher.push(text)
-        return shown
+        return shown + self._shown_stop
+
+    @property
+    def _shown_stop(self) -> str:
+        """What is shown of the stop string met."""
+        stop = self.stop
+        shown = stop is not None and self._include_stop and stop not in self._always
+        return stop if stop is not None and shown else ""
 
     def change_stops(self, stops: Sequence[str]) -> None:
         """From here on. Text that was held and is not shown yet is looked at again."""
@@ -60,4 +70,4 @@ class OutputText:
         if self._matcher is None or self.stop is not None:
             return "" if self.stop is not None else rest
         shown, self.stop = self._matcher.push(rest)
-        return shown if self.stop is not None else shown + self._matcher.flush()
+        return shown + (self._matcher.flush() if self.stop is None else self._shown_stop)

@@ -47,18 +47,20 @@ class StopMatcher:
 
 
 class _Automaton:
-    """Knuth, Morris and Pratt: one pass over the text however hostile the stop string."""
+    """Knuth, Morris and Pratt: one pass over the text however hostile the stop string, and no
+    more of its table than the text has matched, however long the stop string."""
 
     __slots__ = ("_failure", "matched", "stop")
 
     def __init__(self, stop: str):
         self.stop = stop
         self.matched = 0  # characters of `stop` that the text so far ends with
-        self._failure = _failure_table(stop)
+        # for each beginning of `stop`, the length of its longest proper suffix that is one too
+        self._failure = [0]
 
     def feed(self, text: str) -> int:
         """The index in `text` just after the first match, or -1."""
-        stop, failure, matched = self.stop, self._failure, self.matched
+        stop, matched = self.stop, self.matched
         index, length = 0, len(text)
         while index < length:
             if matched == 0:
@@ -67,7 +69,7 @@ class _Automaton:
                     break
             char = text[index]
             while matched and stop[matched] != char:
-                matched = failure[matched - 1]
+                matched = self._fallback(matched)
             if stop[matched] == char:
                 matched += 1
             index += 1
@@ -77,15 +79,13 @@ class _Automaton:
         self.matched = matched
         return -1
 
-
-def _failure_table(stop: str) -> list[int]:
-    """For each beginning of `stop`, the length of its longest proper suffix that is one too."""
-    table = [0] * len(stop)
-    matched = 0
-    for index in range(1, len(stop)):
-        while matched and stop[index] != stop[matched]:
-            matched = table[matched - 1]
-        if stop[index] == stop[matched]:
-            matched += 1
-        table[index] = matched
-    return table
+    def _fallback(self, matched: int) -> int:
+        """The next longest beginning that may still be matched, where this one is not gone on
+        with."""
+        stop, failure = self.stop, self._failure
+        for index in range(len(failure), matched):
+            shorter = failure[index - 1]
+            while shorter and stop[index] != stop[shorter]:
+                shorter = failure[shorter - 1]
+            failure.append(shorter + 1 if stop[index] == stop[shorter] else shorter)
+        return failure[matched - 1]

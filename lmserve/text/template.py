@@ -10,6 +10,7 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError, nodes
@@ -19,9 +20,15 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmserve.errors import InvalidField, RequestError
+from lmserve.text.abilities import abilities_of
 from lmserve.text.chat import normalise_messages
+from lmserve.text.parsing.forms import CallForm
+from lmserve.text.tool_messages import Abilities, as_objects, named_results, shown
+from lmserve.types import Tool
 
 MAX_RENDERED_CHARS = 32 * 2**20
+
+_ALSO_SAID = ("tool_calls", "reasoning_content")  # parts of an answer's text
 
 RESERVED_NAMES = frozenset(
     "messages add_generation_prompt continue_final_message bos_token eos_token tools documents "
@@ -65,9 +72,12 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Tool] = (),
+        form: CallForm | None = None,
         add_generation_prompt: bool = True,
     ) -> str:
-        """The prompt, with the beginning of the answer unless told else. Raises RequestError."""
+        """The prompt, with the beginning of the answer unless told else. `form`: how the model
+        is to write calls, where its template does not say. Raises RequestError."""
         if self._compiled is None:
             raise RequestError(
                 f"{self._fault}: use /v1/completions with a prompt, or serve the model with a "
@@ -80,17 +90,42 @@ class ChatTemplate:
                     f"chat_template_kwargs.{name} is a name of the server's own: leave it out",
                     param=f"chat_template_kwargs.{name}",
                 )
-        values: dict[str, Any] = {
+        normalised = normalise_messages(
+            named_results(messages),
+            join_parts=not self._reads_parts,
+            developer=self._knows_developer,
+        )
+        objects = None
+        if tools or any(m["role"] == "tool" or m.get("tool_calls") for m in normalised):
+            normalised = shown(normalised, tools, self.abilities, form)
+            objects = as_objects(tools) if tools and self.abilities.tools else None
+        values = self._values(normalised, objects, kwargs, add_generation_prompt)
+        return self._render(self._compiled, values)
+
+    @cached_property
+    def abilities(self) -> Abilities:
+        compiled = self._compiled
+        if compiled is None:
+            return Abilities()
+        return abilities_of(
+            lambda messages, tools: self._render(compiled, self._values(messages, tools))
+        )
+
+    def _values(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> dict[str, Any]:
+        return {
             **(kwargs or {}),
             **self._tokens,
-            "messages": normalise_messages(
-                messages, join_parts=not self._reads_parts, developer=self._knows_developer
-            ),
-            "tools": None,
+            "messages": messages,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         }
-        return self._render(self._compiled, values)
 
     def render_after(
         self,
@@ -98,15 +133,29 @@ class ChatTemplate:
         num_known: int,
         *,
         kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Tool] = (),
+        form: CallForm | None = None,
     ) -> str | None:
         """What `render` would put after the content of message `num_known` - 1, an answer: what
         closes it, the messages that follow and the beginning of the next answer. None where this
         template does not show an answer as it is, in one place. Raises RequestError."""
         mark = f"\ue000{secrets.token_hex(8)}\ue001"  # no message has it; it is not trimmed
-        marked = {**messages[num_known - 1], "content": mark}
-        rendered = self.render(
-            [*messages[: num_known - 1], marked, *messages[num_known:]], kwargs=kwargs
-        )
+        messages = named_results(messages)
+        answer = messages[num_known - 1]
+        marked = {**answer, "content": mark}
+        for field in _ALSO_SAID:
+            marked.pop(field, None)
+        try:
+            rendered = self.render(
+                [*messages[: num_known - 1], marked, *messages[num_known:]],
+                kwargs=kwargs,
+                tools=tools,
+                form=form,
+            )
+        except RequestError:
+            if answer.get("tool_calls"):
+                return None  # it may miss them: rendered whole, what is wrong is told
+            raise
         _, *after = rendered.split(mark)
         return after[0] if len(after) == 1 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from tokenizers import decoders
 from lmserve.errors import ModelError, RequestError
 from lmserve.text.detokenizer import ByteDetokenizer, Detokenizer, TokenBytes, WindowDetokenizer
 
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # in vocabularies that are not byte-level
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # as are these, which spell what has no other token
 _ANCHOR = "."  # a token of its own before nearly everything
 
 
@@ -36,15 +39,14 @@ class Tokenizer:
         self.special_ids = frozenset(
             id for id, token in inner.get_added_tokens_decoder().items() if token.special
         )
+        #: Tokens that were added to the vocabulary: each is found in a text as it is.
+        self.added_ids = frozenset(inner.get_added_tokens_decoder())
         self._add_bos = add_bos
         # Byte-level vocabularies (most of today's) spell each token's bytes: no library call a
-        # token is needed to detokenise them. The key is skip_special.
-        self._bytes: dict[bool, TokenBytes] | None = None
+        # token is needed to detokenise them. The key is what is hidden.
+        self._bytes: dict[frozenset[int], TokenBytes] | None = None
         if isinstance(inner.decoder, decoders.ByteLevel):
-            self._bytes = {
-                True: TokenBytes(inner.id_to_token, self.special_ids),
-                False: TokenBytes(inner.id_to_token, frozenset()),
-            }
+            self._bytes = {frozenset(): TokenBytes(inner.id_to_token, frozenset())}
 
     @property
     def adds_bos(self) -> bool:
@@ -94,19 +96,48 @@ class Tokenizer:
             return ids[len(anchor) :]
         return self.encode(text, add_special=False)  # the text grew together with the anchor
 
+    def encodings(self, text: str) -> list[list[int]]:
+        """Ids that may stand for the text: at the beginning of another, right after one, and after
+        a space."""
+        return [
+            self.encode(text, add_special=False),
+            self.encode_further(text),
+            self.encode_further(" " + text),
+        ]
+
     def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
         return self._inner.decode(token_ids, skip_special_tokens=skip_special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What it adds to a text, in UTF-8 that it may cut; of a special token its name."""
+        if self._bytes is not None:
+            return self._bytes[frozenset()][token_id]
+        piece = self._inner.id_to_token(token_id) or ""
+        if match := _BYTE.fullmatch(piece):
+            return bytes([int(match[1], 16)])
+        return piece.replace(_SPACE, " ").encode()
 
     def spell(self, token_ids: Sequence[int]) -> list[str]:
         """Each as the vocabulary has it; "" where it has none."""
         return [self._inner.id_to_token(id) or "" for id in token_ids]
 
-    def detokenizer(self, *, skip_special: bool, context: Sequence[int] = ()) -> Detokenizer:
+    def detokenizer(
+        self,
+        *,
+        skip_special: bool,
+        context: Sequence[int] = (),
+        shown: frozenset[str] = frozenset(),
+    ) -> Detokenizer:
         """An incremental decoder. `context` are the tokens before the first one, whose text is
-        not repeated; without it, the text begins as a text of its own does."""
+        not repeated; without it, the text begins as a text of its own does. `shown`: special
+        tokens that are not skipped."""
+        hidden = self.special_ids if skip_special else frozenset[int]()
+        if hidden and shown:
+            hidden -= {id for mark in shown for id in self.encode(mark, add_special=False)}
         if self._bytes is not None:
-            return ByteDetokenizer(self._bytes[skip_special])
-        skip = self.special_ids if skip_special else frozenset[int]()
+            if hidden not in self._bytes:
+                self._bytes[hidden] = TokenBytes(self._inner.id_to_token, hidden)
+            return ByteDetokenizer(self._bytes[hidden])
         return WindowDetokenizer(
-            lambda ids: self._inner.decode(ids, skip_special_tokens=skip_special), skip, context
+            lambda ids: self._inner.decode(ids, skip_special_tokens=False), hidden, context
         )

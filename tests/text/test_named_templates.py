@@ -100,8 +100,8 @@ def test_a_tokenizer_without_bos_gets_none() -> None:
 
 
 def test_a_role_it_has_no_words_for_is_refused() -> None:
-    with pytest.raises(RequestError, match="it knows no role tool") as refusal:
-        render("chatml", HI, {"role": "tool", "content": "4"})
+    with pytest.raises(RequestError, match="it knows no role critic") as refusal:
+        render("chatml", HI, {"role": "critic", "content": "4"})
     assert refusal.value.status == 400
     tools = ChatTemplate(jinja_source(Turns(tool="<tool>", eotool="</tool>")))
     assert tools.render([{"role": "tool", "content": "4"}]) == "<tool>4</tool>"

@@ -194,3 +194,30 @@ def test_the_models_own_stops_stay(byte_level_tokenizer: Tokenizer) -> None:
     output.change_stops([])
     assert output.push(byte_level_tokenizer.encode("ab<end>c", add_special=False)) == "ab"
     assert output.stop == "<end>"
+
+
+def test_a_stop_of_any_length_costs_what_is_matched_of_it() -> None:
+    matcher = StopMatcher(["ab" * 2_000_000, "x"])
+    assert matcher.push("abab" * 100) == ("", None)
+    assert matcher.push("c ab") == ("abab" * 100 + "c ", None)
+    assert matcher.push("x") == ("ab", "x")
+    assert max(len(automaton._failure) for automaton in matcher._automata) <= 400
+
+
+@pytest.mark.parametrize("cut", [["a<end>b STOP c"], list("a<end>b STOP c"), ["a<e", "nd>"]])
+@pytest.mark.parametrize(
+    ("stops", "shown"), [(["STOP"], "a"), (["<end>"], "a"), (["<e"], "a<e"), (["a<"], "a<")]
+)
+def test_the_stop_that_is_shown_is_the_clients(
+    byte_level_tokenizer: Tokenizer, cut: list[str], stops: list[str], shown: str
+) -> None:
+    output = OutputText(
+        byte_level_tokenizer.detokenizer(skip_special=True),
+        stops,
+        always=["<end>"],
+        include_stop=True,
+    )
+    told = ""
+    for piece in cut:
+        told += output.push(byte_level_tokenizer.encode(piece, add_special=False))
+    assert told == shown
