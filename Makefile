@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
+# Other projects' clients, which pin what our own environment does not.
+CLIENTS := .venv-clients
+
 # The torch of a CPU set-up: pinned in pyproject.toml, extra `cpu`.
 TORCH := $(shell sed -n 's/^cpu = .*"\(torch==[^"]*\)".*/\1/p' pyproject.toml)
 HAS_TORCH := from importlib.metadata import version; \
@@ -17,7 +20,7 @@ SERVE_READY := $(VENV)/.ready-to-serve
 DEV_READY   := $(VENV)/.ready-to-develop
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check lint format bench bench-proxy bench-conversation bench-reconnect venv clean
+.PHONY: help serve test test-slow test-clients check lint format bench bench-proxy bench-conversation bench-reconnect bench-features fuzz venv clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +33,9 @@ test: check ## Set up, check and test: make test ARGS="-k config"
 
 test-slow: $(DEV_READY) ## Run the slow tests, and only those
 	$(BIN)/pytest -m "slow and not gpu" $(ARGS)
+
+test-clients: $(DEV_READY) $(CLIENTS)/.ready ## Set up other projects' clients, and run them against the server
+	$(BIN)/pytest -m clients $(ARGS)
 
 check: lint ## Lint, formatting, types, import rules
 	$(BIN)/mypy
@@ -55,10 +61,16 @@ bench-conversation: $(DEV_READY) ## Time turn 10 of a long conversation: cold, w
 bench-reconnect: $(DEV_READY) ## Cut 500 streams at random points and resume them
 	$(BIN)/python bench/reconnect.py $(ARGS)
 
+fuzz: $(DEV_READY) ## Send random requests for ten minutes: make fuzz FUZZ_S=60
+	FUZZ_S=$(or $(FUZZ_S),600) $(BIN)/pytest -m slow tests/hardening/test_schemathesis.py $(ARGS)
+
+bench-features: $(DEV_READY) ## Measure structured output, log probabilities, schemas, n=8
+	$(BIN)/python bench/features.py $(ARGS)
+
 venv: $(DEV_READY) ## Set up .venv alone
 
-clean: ## Remove .venv, caches and build outputs
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+clean: ## Remove the environments, caches and build outputs
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 		.import_linter_cache .coverage* clients/python/*.egg-info clients/python/.ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -74,6 +86,11 @@ $(SERVE_READY): pyproject.toml | $(BIN)/python
 	else $(BIN)/python -m pip install --quiet 'pip>=23.3' \
 		&& $(BIN)/python scripts/torch_size.py '$(TORCH)'; fi
 	$(BIN)/python -m pip install --editable '.[cpu]'
+	@touch $@
+
+$(CLIENTS)/.ready: tests/ecosystem/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --requirement $<
 	@touch $@
 
 $(DEV_READY): pyproject.toml clients/python/pyproject.toml $(SERVE_READY)

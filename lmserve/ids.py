@@ -6,7 +6,7 @@ import re
 import secrets
 
 _NODE = re.compile(r"[0-9a-f]{8}")
-_MINTED = re.compile(r"(?:resp|sess|strm)_([0-9a-f]{8})[0-9a-f]{24}")
+_MINTED = re.compile(r"(?:(?:resp|sess|strm|batch)_|file-)([0-9a-f]{8})[0-9a-f]{24}")
 
 
 def new_node_id() -> str:

@@ -68,6 +68,20 @@ class ServerSettings:
     meta_instruction: str | None = setting(
         None, "what the model is told first, where a conversation brings no system message"
     )
+    tool_call_parser: str = setting(
+        "auto",
+        "how the model writes calls of tools: auto (by its chat template), none, hermes, llama3, "
+        "mistral, mistral-list, internlm or json",
+        pattern=r"[\w.-]+",
+        form="auto, none or a parser's name",
+    )
+    reasoning_parser: str = setting(
+        "auto",
+        "how it writes its reasoning: auto (by its chat template), none, think, magistral, seed "
+        "or command",
+        pattern=r"[\w.-]+",
+        form="auto, none or a parser's name",
+    )
     cap: Literal["chat", "completion", "python"] = setting(
         "chat", "what a prompt of /v1/chat/interactive becomes: a chat, or text to go on with"
     )
@@ -88,6 +102,9 @@ class ServerSettings:
     max_queued_tokens: int = setting(4 * 2**20, "their prompt tokens before 429", least=1)
     write_timeout_s: float = setting(
         30.0, "a client that reads nothing this long is dropped", above=0
+    )
+    keep_alive_s: float = setting(
+        15.0, "an event stream silent this long says a comment; 0: never", least=0
     )
     drain_timeout_s: float = setting(
         10.0, "at shutdown, running answers get this long to finish", least=0
@@ -218,6 +235,15 @@ class WarmSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchSettings:
+    max_file_bytes: int = setting(100 * 2**20, "largest file that is uploaded", least=1024)
+    max_files_bytes: int = setting(
+        4 * 2**30, "files in all, with the results of batches", least=1024
+    )
+    batch_concurrency: int = setting(8, "lines of batches that run together", least=1)
+
+
+@dataclass(frozen=True, slots=True)
 class LogSettings:
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level logged")
     max_log_len: int = setting(
@@ -232,4 +258,5 @@ class Settings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     streams: StreamSettings = field(default_factory=StreamSettings)
     warm: WarmSettings = field(default_factory=WarmSettings)
+    batches: BatchSettings = field(default_factory=BatchSettings)
     log: LogSettings = field(default_factory=LogSettings)

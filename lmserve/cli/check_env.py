@@ -18,7 +18,7 @@ from lmserve import __version__
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "gguf", "aiohttp", "uvloop", "msgspec", "orjson"),
-    *("huggingface-hub", "triton", "flash-attn", "gradio"),
+    *("llguidance", "huggingface-hub", "triton", "flash-attn", "gradio"),
 )
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16")
 TORCH_TIMEOUT_S = 60

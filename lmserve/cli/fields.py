@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lmserve.settings import (
+    BatchSettings,
     EngineSettings,
     LogSettings,
     ServerSettings,
@@ -28,6 +29,7 @@ SECTIONS: dict[str, type] = {
     "sessions": SessionSettings,
     "streams": StreamSettings,
     "warm": WarmSettings,
+    "batches": BatchSettings,
     "log": LogSettings,
 }
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")

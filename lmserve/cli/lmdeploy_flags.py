@@ -148,8 +148,6 @@ FLAGS: tuple[LmdeployFlag, ...] = (
     refused("--empty-init", "weights are always loaded", takes=bool),
     # what answers may hold
     refused("--logprobs-mode", f"this is {NOT_YET}"),
-    refused("--tool-call-parser", f"this is {NOT_YET}"),
-    refused("--reasoning-parser", f"this is {NOT_YET}"),
     refused("--enable-return-routed-experts", f"this is {NOT_YET}", takes=bool),
     refused("--speculative-algorithm", SPECULATION),
     refused("--speculative-draft-model", SPECULATION),

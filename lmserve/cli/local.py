@@ -34,11 +34,14 @@ def with_model_found(settings: Settings) -> Settings:
 
 
 def with_chat_template(loaded: Loaded) -> Settings:
-    """The settings, `cap` from the chat template where nobody set it. Refuses a template that
-    cannot be used, before anything is started."""
+    """The settings, `cap` from the chat template where nobody set it. Refuses a template or a
+    parser that cannot be used, before anything is started."""
+    from lmserve.text.parsing.choice import answer_forms
     from lmserve.text.template_choice import resolve_chat_template
 
     settings = loaded.settings
+    server = settings.server
+    answer_forms(None, server.tool_call_parser, server.reasoning_parser)
     choice = resolve_chat_template(settings.server.chat_template)
     if choice.capability is None or loaded.origins["cap"] != "default":
         return settings

@@ -19,6 +19,7 @@ TITLES = {
     "sessions": "Conversations",
     "streams": "Streams",
     "warm": "Conversations kept warm",
+    "batches": "Files and batches",
     "log": "Log",
 }
 

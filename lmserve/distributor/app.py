@@ -14,6 +14,7 @@ from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, 
 
 from lmserve.distributor.auth import keys_required, leave_open
 from lmserve.distributor.control import routes
+from lmserve.distributor.dialects import ERROR_BODIES
 from lmserve.distributor.dispatch import Dispatch
 from lmserve.distributor.health import Watch
 from lmserve.distributor.keys import METRICS, NODES, PROXY, SESSION, SETTINGS, SOCKETS, WATCH
@@ -52,6 +53,7 @@ def build_app(settings: ProxySettings) -> web.Application:
     app[METRICS] = Metrics(nodes)
     app[SOCKETS] = Sockets()
     app[KEYRING] = keyring
+    app[middlewares.ERROR_BODIES] = ERROR_BODIES
     app.add_routes(routes)
     app.router.add_get(RESPONSES, connect, allow_head=False)
     leave_open(app, "/health", RESPONSES)

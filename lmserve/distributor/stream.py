@@ -6,11 +6,14 @@ import asyncio
 
 from aiohttp import ClientError, ClientResponse, web
 
+from lmserve.distributor.dialects import MESSAGES
 from lmserve.distributor.errors import NodeLost
 from lmserve.distributor.headers import to_client
 from lmserve.distributor.wish import INTERACTIVE, RESPONSES, SESSIONS, STREAMS
+from lmserve.edge.middlewares import REQUEST_ID
 from lmserve.edge.slow import drop
-from lmserve.protocol.encode import DONE
+from lmserve.protocol.anthropic import errors as anthropic_errors
+from lmserve.protocol.encode import COMMENT, DONE
 from lmserve.protocol.errors import error_event
 from lmserve.protocol.interactive import InteractiveEncoder
 
@@ -95,8 +98,10 @@ class Answer:
         if self._request.path == INTERACTIVE:
             begun = self._last and not self._last.endswith(b"\n")
             return b"\n" * bool(begun) + InteractiveEncoder().failed(error) + b"\n"
-        begun = self._last and not self._last.endswith(b"\n\n")
+        begun = self._last and not self._last.endswith((b"\n\n", COMMENT))
         gap = b"\n\n" * bool(begun)
+        if self._request.path == MESSAGES:
+            return gap + anthropic_errors.error_event(error, self._request[REQUEST_ID])
         if self._request.path.startswith((RESPONSES, STREAMS, SESSIONS)):  # events have names
             return gap + b"event: error\n" + error_event(error)
         return gap + error_event(error) + DONE

@@ -18,11 +18,13 @@ INTERACTIVE = "/v1/chat/interactive"
 SESSIONS = "/v1/sessions"
 RESPONSES = "/v1/responses"
 STREAMS = "/v1/streams"
+FILES = "/v1/files"
+BATCHES = "/v1/batches"
 MARKS = (4096, 1024, 256)  # bytes; requests alike up to one of them share a beginning
 _NONE = Raw(b"")
 _EMPTY = (b"", b'""', b"[]", b"null")
 _SESSION = re.compile(rf"{SESSIONS}/([^/]+)(/fork)?")
-_KEPT = re.compile(rf"(?:{RESPONSES}|{STREAMS})/([^/]+)")
+_KEPT = re.compile(rf"(?:{RESPONSES}|{STREAMS}|{FILES}|{BATCHES})/([^/]+)")
 _IMPORT = f"{SESSIONS}/import"
 
 
@@ -42,6 +44,7 @@ class Body(Struct):
     cancel: Any = False
     conversation: Raw = _NONE
     previous_response_id: Any = None
+    input_file_id: Any = None
     regenerate: Any = None
     continue_: Any = field(name="continue", default=None)
 
@@ -82,6 +85,8 @@ def wish_of(
         return _of_session(path, named, api_key, found, ends=method == "DELETE")
     if match := _KEPT.match(path):
         return minted(match[1], api_key) or Wish(named)
+    if path == BATCHES and method == "POST":
+        return minted(found.input_file_id, api_key) or Wish(named)
     if path == RESPONSES and method == "POST":
         return wish_for_response(named, api_key, found, request_key)
     session_id = found.session_id

@@ -59,7 +59,8 @@ async def request_id(request: web.Request, handler: Handler) -> web.StreamRespon
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """Signal: every response carries the request's id."""
     if REQUEST_ID in request:
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
+        for name in ("X-Request-Id", "request-id"):  # the latter is Anthropic's
+            response.headers[name] = request[REQUEST_ID]
     response.headers["X-Content-Type-Options"] = "nosniff"
     if request.version < HttpVersion11 and response.content_length is None:
         response.force_close()  # the answer's end; aiohttp would keep the connection, and no end

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from lmserve.protocol.response_events import RESPONSE_EVENTS, event_name
+from lmserve.protocol.responses.events import RESPONSE_EVENTS, event_name
 from lmserve.protocol.schemas import REF
 from lmserve.protocol.socket_events import Authenticated, SocketError, StreamEvent
 

@@ -1,20 +1,18 @@
-"""What chat and plain completions share: sampling fields, usage, stream options.
+"""What every generating request may be asked with: sampling, stream options, how it waits.
 
-A request field is always optional in the wire's sense: `null` means absent. Fields that
-clients know but lmserve does not serve yet are declared with `extra={"unserved": neutral}`:
-their neutral values pass, any other is refused by `lmserve.protocol.decode`, never ignored.
+A request field is always optional in the wire's sense: `null` means absent.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
 from lmserve.errors import InvalidField
-from lmserve.types import Usage
-
-UNSERVED = "unserved"
+from lmserve.protocol.structured import ResponseFormat, StructuredOutputs, structure_of
+from lmserve.protocol.unserved import UnservedFields
 
 
 class StreamOptions(Struct, kw_only=True):
@@ -23,16 +21,15 @@ class StreamOptions(Struct, kw_only=True):
     include_usage: Annotated[
         bool | None, Meta(description="Send one more chunk before `[DONE]`, holding the usage.")
     ] = None
+    continuous_usage_stats: Annotated[
+        bool | None, Meta(description="With `include_usage`: the usage so far in every chunk.")
+    ] = None
     include_obfuscation: Annotated[
         bool | None, Meta(description="Accepted, not used: nothing is added to events.")
     ] = None
 
 
-class ResponseFormat(Struct, kw_only=True):
-    """The form of the answer."""
-
-    type: Annotated[str, Meta(description="`text`; other forms are not served yet.")]
-
+_TOKEN_ID = re.compile(r"-?[0-9]{1,19}")
 
 # How a request waits.
 Priority = Annotated[
@@ -47,7 +44,7 @@ Deadline = Annotated[
 ]
 
 
-class SamplingFields(Struct, kw_only=True):
+class SamplingFields(UnservedFields, kw_only=True):
     """Fields of every generating request."""
 
     model: Annotated[
@@ -97,6 +94,16 @@ class SamplingFields(Struct, kw_only=True):
     stop_token_ids: Annotated[
         list[int] | None, Meta(description="Token ids at which the answer ends.")
     ] = None
+    logit_bias: Annotated[
+        dict[str, float] | None,
+        Meta(description="Token ids, as text, and -100 to 100 to add to the logit of each."),
+    ] = None
+    allowed_token_ids: Annotated[
+        list[int] | None, Meta(description="Only these tokens may be chosen.")
+    ] = None
+    bad_words: Annotated[
+        list[str] | None, Meta(description="Texts whose tokens are never chosen in a row.")
+    ] = None
     ignore_eos: Annotated[
         bool | None, Meta(description="Go on past the model's end token, to `max_tokens`.")
     ] = None
@@ -123,85 +130,23 @@ class SamplingFields(Struct, kw_only=True):
     ] = None
 
     response_format: Annotated[
-        ResponseFormat | None,
-        Meta(
-            description="`text` only; others are not served yet.",
-            extra={UNSERVED: (ResponseFormat(type="text"),)},
-        ),
-    ] = None
-    n: Annotated[
-        int | None,
-        Meta(description="Answers wanted. More than 1: not served yet.", extra={UNSERVED: (1,)}),
-    ] = None
-    logit_bias: Annotated[
-        dict[str, float] | None,
-        Meta(description="Not served yet.", extra={UNSERVED: ({},)}),
-    ] = None
-    include_stop_str_in_output: Annotated[
-        bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})
-    ] = None
-    allowed_token_ids: Annotated[
-        list[int] | None, Meta(description="Not served yet.", extra={UNSERVED: ([],)})
-    ] = None
-    bad_words: Annotated[
-        list[str] | None, Meta(description="Not served yet.", extra={UNSERVED: ([],)})
-    ] = None
-    prompt_logprobs: Annotated[
-        int | None, Meta(description="Not served yet.", extra={UNSERVED: ()})
+        ResponseFormat | None, Meta(description="What the answer has to be. Default: any text.")
     ] = None
     structured_outputs: Annotated[
-        dict[str, Any] | None, Meta(description="Not served yet.", extra={UNSERVED: ({},)})
+        StructuredOutputs | None, Meta(description="The same in vLLM's words.")
     ] = None
     guided_json: Annotated[
-        str | dict[str, Any] | None, Meta(description="Not served yet.", extra={UNSERVED: ({},)})
+        dict[str, Any] | bool | str | None,
+        Meta(description="The same as vLLM had it: the answer is JSON of this schema."),
     ] = None
     guided_regex: Annotated[
-        str | None, Meta(description="Not served yet.", extra={UNSERVED: ("",)})
+        str | None, Meta(description="The whole answer matches this regular expression.")
     ] = None
     guided_choice: Annotated[
-        list[str] | None, Meta(description="Not served yet.", extra={UNSERVED: ([],)})
+        list[str] | None, Meta(description="The answer is one of these texts.")
     ] = None
     guided_grammar: Annotated[
-        str | None, Meta(description="Not served yet.", extra={UNSERVED: ("",)})
-    ] = None
-    # LMDeploy's
-    adapter_name: Annotated[
-        str | None, Meta(description="Not served yet.", extra={UNSERVED: ("",)})
-    ] = None
-    image_data: Annotated[
-        str | dict[str, Any] | list[Any] | None,
-        Meta(description="Not served.", extra={UNSERVED: ("", [])}),
-    ] = None
-    media_io_kwargs: Annotated[
-        dict[str, Any] | None, Meta(description="Not served.", extra={UNSERVED: ({},)})
-    ] = None
-    mm_processor_kwargs: Annotated[
-        dict[str, Any] | None, Meta(description="Not served.", extra={UNSERVED: ({},)})
-    ] = None
-    migration_request: Annotated[
-        dict[str, Any] | None, Meta(description="Not served.", extra={UNSERVED: ()})
-    ] = None
-    with_cache: Annotated[
-        bool | None, Meta(description="Not served.", extra={UNSERVED: (False,)})
-    ] = None
-    preserve_cache: Annotated[
-        bool | None, Meta(description="Not served.", extra={UNSERVED: (False,)})
-    ] = None
-    return_logprob: Annotated[
-        bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})
-    ] = None
-    return_token_ids: Annotated[
-        bool | None,
-        Meta(description="Not served here: `/generate` gives them.", extra={UNSERVED: (False,)}),
-    ] = None
-    return_routed_experts: Annotated[
-        bool | None, Meta(description="Not served.", extra={UNSERVED: (False,)})
-    ] = None
-    repetition_ngram_size: Annotated[
-        int | None, Meta(description="Not served yet.", extra={UNSERVED: (0,)})
-    ] = None
-    repetition_ngram_threshold: Annotated[
-        int | None, Meta(description="Not served yet.", extra={UNSERVED: (0,)})
+        str | None, Meta(description="The answer obeys this grammar, in Lark or GBNF.")
     ] = None
 
     @property
@@ -229,6 +174,10 @@ class SamplingFields(Struct, kw_only=True):
             "min_tokens": self.min_new_tokens if renamed else self.min_tokens,
             "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             "stop_token_ids": tuple(self.stop_token_ids or ()),
+            "logit_bias": token_biases(self.logit_bias or {}),
+            "allowed_token_ids": tuple(self.allowed_token_ids or ()),
+            "bad_words": tuple(self.bad_words or ()),
+            "structure": structure_of(self),
             "ignore_eos": bool(self.ignore_eos),
             "skip_special_tokens": self.skip_special_tokens is not False,
             "params": {"min_tokens": "min_new_tokens"} if renamed else {},
@@ -239,30 +188,12 @@ class SamplingFields(Struct, kw_only=True):
         }
 
 
-class PromptTokensDetails(Struct, kw_only=True):
-    cached_tokens: Annotated[
-        int, Meta(description="Prompt tokens whose KV was found in the prefix tree.")
-    ]
-
-
-class UsageInfo(Struct, kw_only=True):
-    """Tokens of one answer."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-    @classmethod
-    def of(cls, *usages: Usage) -> UsageInfo:
-        """The sum over all answers of one call."""
-        prompt = sum(usage.prompt_tokens for usage in usages)
-        completion = sum(usage.completion_tokens for usage in usages)
-        return cls(
-            prompt_tokens=prompt,
-            completion_tokens=completion,
-            total_tokens=prompt + completion,
-            prompt_tokens_details=PromptTokensDetails(
-                cached_tokens=sum(usage.cached_tokens for usage in usages)
-            ),
-        )
+def token_biases(given: dict[str, float]) -> dict[int, float]:
+    """The keys of `logit_bias` as the integers they spell. Raises InvalidField."""
+    for name in given:
+        if not _TOKEN_ID.fullmatch(name):
+            raise InvalidField(
+                f"logit_bias has the key {name[:50]!r}: its keys are token ids",
+                param="logit_bias",
+            )
+    return {int(name): bias for name, bias in given.items()}

@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from lmserve.errors import InvalidField, RequestError
-from lmserve.protocol.common import UNSERVED
+from lmserve.protocol.unserved import UNSERVED
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 import msgspec
 import orjson
 
-from lmserve.protocol.chat import (
-    ChatAnswer,
-    ChatCompletionResponse,
-    ChatCompletionResponseChoice,
-)
-from lmserve.protocol.common import UsageInfo
-from lmserve.protocol.completions import CompletionResponse, CompletionResponseChoice
-from lmserve.types import FinishReason, Usage
+from lmserve.protocol.usage import UsageInfo
+from lmserve.types import Done, FinishReason, TextDelta
 
 DONE = b"data: [DONE]\n\n"
+
+# Readers of events skip it. No blank line follows, as that would end an event, an empty one where
+# events have ids: official clients cannot read it.
+COMMENT = b": keep-alive\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +44,9 @@ class _Encoder:
         )
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
-    def usage(self, *usages: Usage) -> bytes:
+    def usage(self, usage: UsageInfo) -> bytes:
         """The chunk asked for by `stream_options.include_usage`."""
-        return self._head + b'],"usage":' + msgspec.json.encode(UsageInfo.of(*usages)) + b"}\n\n"
+        return self._head + b'],"usage":' + msgspec.json.encode(usage) + b"}\n\n"
 
 
 class ChatEncoder(_Encoder):
@@ -87,48 +85,18 @@ class CompletionEncoder(_Encoder):
         super().__init__(head, "text_completion", include_usage)
         self._delta_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
 
-    def delta(self, index: int, text: str) -> bytes:
-        choice = b'{"index":%d,"text":%b' % (index, orjson.dumps(text))
+    def delta(self, index: int, delta: TextDelta) -> bytes:
+        choice = b'{"index":%d,"text":%b' % (index, orjson.dumps(delta.text))
         return self._head + choice + self._delta_tail
 
-    def final(self, index: int, reason: FinishReason) -> bytes:
+    def final(self, index: int, done: Done) -> bytes:
         choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":"%b"}' % (
             index,
-            reason.encode(),
+            done.finish_reason.encode(),
         )
         return self._head + choice + self._tail
 
 
-def chat_response(head: Head, text: str, reason: FinishReason, usage: Usage) -> bytes:
-    """The body of a chat answer that is not streamed."""
-    choice = ChatCompletionResponseChoice(
-        index=0, message=ChatAnswer(content=text), finish_reason=reason
-    )
-    return msgspec.json.encode(
-        ChatCompletionResponse(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            choices=[choice],
-            usage=UsageInfo.of(usage),
-        )
-    )
-
-
-def completion_response(
-    head: Head, answers: list[tuple[str, FinishReason]], usages: list[Usage]
-) -> bytes:
-    """The body of continuations that are not streamed, in the order of their prompts."""
-    choices = [
-        CompletionResponseChoice(index=i, text=text, finish_reason=reason)
-        for i, (text, reason) in enumerate(answers)
-    ]
-    return msgspec.json.encode(
-        CompletionResponse(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            choices=choices,
-            usage=UsageInfo.of(*usages),
-        )
-    )
+def event(chunk: msgspec.Struct) -> bytes:
+    """Of any chunk, at leisure."""
+    return b"data: %b\n\n" % msgspec.json.encode(chunk)

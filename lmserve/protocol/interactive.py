@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 
 from lmserve import types
 from lmserve.errors import InvalidField, LmserveError
-from lmserve.protocol.chat import ContentPart, Role
-from lmserve.protocol.common import UNSERVED
+from lmserve.protocol.openai.chat import ContentPart, Role
+from lmserve.protocol.unserved import UNSERVED
 
 NO_SESSION = -1  # what clients send for "none yet"
 

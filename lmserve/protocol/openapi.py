@@ -77,6 +77,7 @@ class Operation:
     tag: str
     description: str = ""
     request: type[msgspec.Struct] | None = None
+    request_type: str = "application/json"
     example: dict[str, Any] | None = None  # of the request
     response: type[msgspec.Struct] | None = None  # None: `content_type` says what comes
     stream: type[msgspec.Struct] | None = None  # the chunk, where the answer may be streamed
@@ -113,6 +114,7 @@ def document(
     )
     schemas = dict(zip(structs, refs, strict=True))
     requests = [_name(schemas[op.request]["$ref"]) for _, _, op, _ in operations if op.request]
+    responses = [_name(schemas[op.response]["$ref"]) for _, _, op, _ in operations if op.response]
     paths: dict[str, dict[str, Any]] = {}
     for method, path, op, is_open in operations:
         item = paths.setdefault(plain_path(path), {})
@@ -126,7 +128,10 @@ def document(
         },
         "paths": paths,
         "security": [{}, {"key": []}],
-        "components": {"schemas": simplify(components, requests), "securitySchemes": _KEY},
+        "components": {
+            "schemas": simplify(components, requests, responses),
+            "securitySchemes": _KEY,
+        },
     }
 
 
@@ -167,7 +172,7 @@ def _operation(path: str, op: Operation, schemas: dict[Any, Any], is_open: bool)
         media: dict[str, Any] = {"schema": schemas[op.request]}
         if op.example is not None:
             media["example"] = op.example
-        document["requestBody"] = {"required": True, "content": {"application/json": media}}
+        document["requestBody"] = {"required": True, "content": {op.request_type: media}}
     return document
 
 
@@ -175,7 +180,8 @@ def _content(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
     if op.response is None and not op.content_type:
         return {}
     if op.response is None:
-        return {op.content_type: {"schema": {"type": "string"}}}
+        kind = "object" if op.content_type == "application/json" else "string"
+        return {op.content_type: {"schema": {"type": kind}}}
     content: dict[str, Any] = {"application/json": {"schema": schemas[op.response]}}
     if op.ndjson is not None:
         line, failure = schemas[op.ndjson], schemas[op.failure]

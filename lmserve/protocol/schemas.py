@@ -2,7 +2,7 @@
 
 msgspec writes `X | None` as `anyOf: [X, null]`. Generators make a wrapper class of every `anyOf`,
 so what can be said plainly is: an optional field of a request is just optional (a null passes all
-the same), a value of a response that may be null has two types.
+the same), a value of a response that may be null has two types. What is both is a response's.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ NULL = {"type": "null"}
 REF = "#/components/schemas/"
 
 
-def simplify(components: dict[str, Schema], requests: Iterable[str]) -> dict[str, Schema]:
-    """The components with nulls said plainly. `requests` names those that clients send."""
-    sent = reached(components, requests)
+def simplify(
+    components: dict[str, Schema], requests: Iterable[str], responses: Iterable[str] = ()
+) -> dict[str, Schema]:
+    """The components with nulls said plainly. `requests` names those that clients send,
+    `responses` those that they get."""
+    sent = reached(components, requests) - reached(components, responses)
     return {name: _simple(schema, optional=name in sent) for name, schema in components.items()}
 
 
@@ -51,6 +54,8 @@ def _simple(value: Any, *, optional: bool) -> Any:
     if not isinstance(value, dict):
         return value
     schema = {key: _simple(item, optional=optional) for key, item in value.items()}
+    if "discriminator" in schema:  # generators make a class of all of them else
+        schema["oneOf"] = schema.pop("anyOf")
     options = schema.get("anyOf")
     if not isinstance(options, list) or NULL not in options:
         return schema

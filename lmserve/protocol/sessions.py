@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from lmserve.errors import InvalidField
-from lmserve.protocol.chat import ChatMessage, ContentPart, Role, plain_message
-from lmserve.protocol.response_objects import (
+from lmserve.protocol.openai.chat import ChatMessage, ContentPart, Role, plain_message
+from lmserve.protocol.responses.objects import (
     ResponseFailure,
     ResponseIncompleteDetails,
     ResponseStatus,
@@ -202,6 +202,7 @@ class SessionMessage(Struct, kw_only=True):
     role: Role
     content: str | list[ContentPart]
     name: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
     tool_calls: list[dict[str, Any]] | UnsetType = UNSET
     tool_call_id: str | UnsetType = UNSET
     created_at: int
@@ -237,7 +238,7 @@ class SessionMessageList(Struct, kw_only=True):
 def content_of(message: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a SessionMessage that a stored message has."""
     fields: dict[str, Any] = {"role": message["role"], "content": _content(message.get("content"))}
-    for name in ("name", "tool_calls", "tool_call_id"):
+    for name in ("name", "reasoning_content", "tool_calls", "tool_call_id"):
         if message.get(name) is not None:
             fields[name] = message[name]
     return fields

@@ -13,7 +13,8 @@ from msgspec import UNSET, Meta, Struct
 from lmserve.errors import InvalidField
 from lmserve.protocol import sessions as wire
 from lmserve.protocol.drafts import DraftBody
-from lmserve.protocol.response_requests import ResponseCreate, ResponseSteer, ResponseUpdate
+from lmserve.protocol.responses.changes import ResponseSteer, ResponseUpdate
+from lmserve.protocol.responses.requests import ResponseCreate
 
 SUBPROTOCOL = "lmserve"
 KEY_SUBPROTOCOL = "lmserve.key."  # and the API key in base64url, without padding

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from lmserve.errors import InvalidField
-from lmserve.protocol.chat import ChatMessage, plain_message
-from lmserve.protocol.common import UNSERVED
+from lmserve.protocol.openai.chat import ChatMessage, continues, plain_message
+from lmserve.protocol.tools import ChatTool, chat_tools
+from lmserve.protocol.unserved import UNSERVED
 from lmserve.types import GenerateRequest
 
 
@@ -43,10 +44,14 @@ class TokenizeRequest(Struct, kw_only=True):
     ] = None
 
     tools: Annotated[
-        list[Any] | None, Meta(description="Not served yet.", extra={UNSERVED: ([],)})
+        list[ChatTool] | None, Meta(description="With messages: functions that the model may call.")
     ] = None
     continue_final_message: Annotated[
-        bool | None, Meta(description="Not served yet.", extra={UNSERVED: (False,)})
+        bool | None,
+        Meta(
+            description="The last message is the beginning of the answer. `add_generation_prompt` "
+            "may be false then."
+        ),
     ] = None
     chat_template: Annotated[
         str | None, Meta(description="Not served.", extra={UNSERVED: ("",)})
@@ -60,15 +65,27 @@ class TokenizeRequest(Struct, kw_only=True):
         given = self.add_special_tokens
         return self.prompt is not None if given is None else given
 
+    @property
+    def begins_answer(self) -> bool:
+        return self.add_generation_prompt is not False or bool(self.continue_final_message)
+
     def to_generate(self) -> GenerateRequest:
         if (self.prompt is None) == (self.messages is None):
             raise InvalidField("give exactly one of prompt and messages", param="prompt")
         if self.messages is None:
+            if self.tools or self.continue_final_message:
+                field = "tools" if self.tools else "continue_final_message"
+                raise InvalidField(f"{field} goes only with messages: leave it out", param=field)
             return GenerateRequest(model=self.model, text=self.prompt)
+        messages = [plain_message(message, i) for i, message in enumerate(self.messages)]
+        tools, choice = chat_tools(self.tools, None, None)
         return GenerateRequest(
             model=self.model,
-            messages=[plain_message(message) for message in self.messages],
+            messages=messages,
             chat_template_kwargs=self.chat_template_kwargs or {},
+            tools=tools,
+            tool_choice=choice,
+            continues=continues(messages, self.continue_final_message),
         )
 
 
@@ -101,6 +118,17 @@ class DetokenizeResponse(Struct, kw_only=True):
     """Their text, special tokens written out."""
 
     prompt: str
+
+
+class TokenizerInfo(Struct, kw_only=True):
+    """What a client needs to know of the tokenizer to use it through this server."""
+
+    tokenizer_class: Literal["PreTrainedTokenizerFast"] = "PreTrainedTokenizerFast"
+    model_max_length: Annotated[int, Meta(description="Prompt and answer together, in tokens.")]
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None = None
+    chat_template: Annotated[str | None, Meta(description="Jinja, as it is used here.")]
 
 
 class RenderResponse(Struct, kw_only=True):

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from lmserve.protocol.common import UNSERVED
-from lmserve.protocol.response_requests import ResponseConversation, ResponseFields
+from lmserve.protocol.responses.requests import ResponseFields
+from lmserve.protocol.responses.settings import ResponseConversation
+from lmserve.protocol.unserved import UNSERVED
 
 
 class TurnBody(ResponseFields, kw_only=True):

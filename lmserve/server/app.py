@@ -13,14 +13,16 @@ from lmserve.edge import middlewares
 from lmserve.edge.keyring import KEYRING, OPEN, Keyring
 from lmserve.protocol import openapi
 from lmserve.server import keys
+from lmserve.server.batches.lines import BatchLines
 from lmserve.server.cors import ACTING, Cors
-from lmserve.server.narrator import ResponseNarrator
+from lmserve.server.responses.narrator import ResponseNarrator
 from lmserve.server.routes.pages import PAGES, pages
 from lmserve.server.routes.route import Route
 from lmserve.server.routes.table import TABLE
 from lmserve.server.socket.sockets import SOCKETS, Sockets
 from lmserve.service.admission import BodyBytes
 from lmserve.service.answers.answers import Answers
+from lmserve.service.batches.batches import Batches
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
 from lmserve.service.sessions.sessions import Sessions
@@ -56,6 +58,9 @@ def build_app(settings: Settings, handle: EngineHandle) -> web.Application:
     app[keys.STREAMS] = Streams(settings.streams)
     app[keys.RESUMABLE] = Resumable(app[keys.STREAMS], sessions_.ids)
     app[keys.ANSWERS] = Answers(service, sessions_, app[keys.STREAMS], ResponseNarrator)
+    app[keys.BATCHES] = Batches(
+        settings, sessions_.ids, metrics, BatchLines(app), lambda: service.at_leisure
+    )
     app[keys.BODY_BYTES] = BodyBytes()
     app[SOCKETS] = Sockets(metrics)
     routes = served(settings.server)
@@ -71,8 +76,8 @@ def build_app(settings: Settings, handle: EngineHandle) -> web.Application:
     for route in routes:
         add(app, route)
     app.on_response_prepare.extend((middlewares.stamp, cors.stamp))
-    app.cleanup_ctx.extend((pages, streams, sessions, engine))
-    app.on_shutdown.extend((drain, close_sockets))
+    app.cleanup_ctx.extend((pages, streams, sessions, engine, batches))
+    app.on_shutdown.extend((stop_batches, drain, close_sockets))
     return app
 
 
@@ -120,6 +125,18 @@ async def engine(app: web.Application) -> AsyncIterator[None]:
     app[keys.SERVICE].close()
     await warmth.close()
     await handle.close()
+
+
+async def batches(app: web.Application) -> AsyncIterator[None]:
+    """Beside the sessions, whose store keeps other servers out of the folder."""
+    await app[keys.BATCHES].open(await app[keys.SESSIONS].keeper.run(store_keys.folder))
+    yield
+    await app[keys.BATCHES].close()
+
+
+async def stop_batches(app: web.Application) -> None:
+    """Nobody waits for them: a later server goes on."""
+    await app[keys.BATCHES].close()
 
 
 async def drain(app: web.Application) -> None:

@@ -34,14 +34,26 @@ async def reading(request: web.Request, kind: type[T]) -> AsyncIterator[T]:
         except Overloaded:
             app[METRICS].rejected("bytes")
             raise
-        if len(body) > OFF_LOOP_BYTES:
-            decoded, unknown = await asyncio.to_thread(decode, body, kind)
-        else:
-            decoded, unknown = decode(body, kind)
-        for name in unknown:
-            if app[METRICS].unknown_field(name):
-                logger.warning("ignoring the unknown field %r", name[:64])
-        yield decoded
+        yield await decoded(app, body, kind)
+
+
+@asynccontextmanager
+async def holding(app: web.Application, body: bytes, kind: type[T]) -> AsyncIterator[T]:
+    """As `reading`, of a body that is here."""
+    with app[BODY_BYTES].counting() as count:
+        count(len(body))
+        yield await decoded(app, body, kind)
+
+
+async def decoded(app: web.Application, body: bytes, kind: type[T]) -> T:
+    if len(body) > OFF_LOOP_BYTES:
+        asked, unknown = await asyncio.to_thread(decode, body, kind)
+    else:
+        asked, unknown = decode(body, kind)
+    for name in unknown:
+        if app[METRICS].unknown_field(name):
+            logger.warning("ignoring the unknown field %r", name[:64])
+    return asked
 
 
 async def _read_bytes(request: web.Request, count: Callable[[int], None]) -> bytes:

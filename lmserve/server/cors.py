@@ -13,7 +13,8 @@ from lmserve.settings import ServerSettings
 
 SAFE_HEADERS = ("Accept", "Accept-Language", "Content-Language", "Content-Type")
 EXPOSED_HEADERS = (
-    "X-Request-Id, X-Session-Id, X-Stream-Id, X-Cached-Tokens, Retry-After, WWW-Authenticate"
+    "X-Request-Id, request-id, X-Session-Id, X-Stream-Id, X-Cached-Tokens, Retry-After, "
+    "WWW-Authenticate"
 )
 MAX_AGE_S = 600  # a browser keeps what a preflight told it
 

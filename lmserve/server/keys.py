@@ -7,6 +7,7 @@ from aiohttp import web
 from lmserve.bridge.handle import EngineHandle
 from lmserve.service.admission import BodyBytes
 from lmserve.service.answers.answers import Answers
+from lmserve.service.batches.batches import Batches
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
 from lmserve.service.sessions.sessions import Sessions
@@ -25,6 +26,7 @@ RESUMABLE = web.AppKey("resumable", Resumable)
 ANSWERS = web.AppKey("answers", Answers)
 WARMTH = web.AppKey("warmth", Warmth)
 DRAFTS = web.AppKey("drafts", Drafts)
+BATCHES = web.AppKey("batches", Batches)
 METRICS = web.AppKey("metrics", Metrics)
 BODY_BYTES = web.AppKey("body_bytes", BodyBytes)
 OPENAPI = web.AppKey("openapi", bytes)

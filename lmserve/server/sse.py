@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from aiohttp import web
 
 from lmserve.edge.middlewares import bug
 from lmserve.edge.slow import drop
 from lmserve.errors import EventsGone, LmserveError
-from lmserve.protocol.encode import DONE
+from lmserve.protocol.encode import COMMENT, DONE
 from lmserve.protocol.errors import error_event
+from lmserve.server.keys import SETTINGS
 from lmserve.service.streams.stream import Reader, Stream, StreamEvent
 
 HEADERS = {
@@ -34,23 +35,35 @@ MAX_WRITE_BYTES = 64 * 1024  # of what waits for a reader: the log is its buffer
 
 class EventStream:
     """The response, started by its first write. A client that takes no bytes for
-    `write_timeout_s` is dropped: its connection ends, which cancels the handler."""
+    `write_timeout_s` is dropped: its connection ends, which cancels the handler. A stream that
+    would be silent for `keep_alive_s` says a comment, which may start it; 0: it stays silent."""
 
-    def __init__(self, request: web.Request, write_timeout_s: float, late: LateHeaders):
+    def __init__(
+        self,
+        request: web.Request,
+        write_timeout_s: float,
+        late: LateHeaders,
+        keep_alive_s: float = 0.0,
+    ):
         self._request = request
         self._write_timeout_s = write_timeout_s
+        self._keep_alive_s = keep_alive_s
         self._late = late
         self._response = web.StreamResponse(headers=HEADERS)
         self._chunked = False  # known once started
         self._protocol = request.protocol
         self._writing_since: float | None = None
+        self._silent = True  # nothing was written since the last look
+        self._starting: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        # one timer a stream, looking every so often, costs less than a timeout a write
-        self._timer = self._loop.call_later(write_timeout_s, self._look)
+        # one timer a stream, looking every so often, costs less than a timeout a write; two looks
+        # in the time of a silence, which so is over by then
+        self._look_s = min(write_timeout_s, keep_alive_s / 2 or write_timeout_s)
+        self._timer = self._loop.call_later(self._look_s, self._look)
 
     @property
     def started(self) -> bool:
-        return self._response.prepared
+        return self._starting is not None or self._response.prepared
 
     async def start(self) -> None:
         """Sends the headers. The first write does it too."""
@@ -59,11 +72,14 @@ class EventStream:
         self._chunked = self._response.headers.get("Transfer-Encoding") == "chunked"
 
     async def write(self, data: bytes) -> None:
+        if self._starting is not None:
+            await self._started()
         self._writing_since = self._loop.time()
         if not self._response.prepared:
             await self.start()
         await self._response.write(data)
         self._writing_since = None
+        self._silent = False
 
     def write_now(self, data: bytes) -> bool:
         """Writes without waiting; False when the client lags, so that the next write should.
@@ -71,6 +87,7 @@ class EventStream:
 
         The bytes are those that `write` would send. Its layers, made for writes that may wait,
         cost as much as all else that is done for a token."""
+        self._silent = False
         transport = self._request.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has left")
@@ -83,6 +100,8 @@ class EventStream:
         return self._protocol.writing_paused
 
     async def end(self) -> web.StreamResponse:
+        if self._starting is not None:
+            await self._started()
         self._writing_since = self._loop.time()
         await self._response.write_eof()
         return self._response
@@ -90,18 +109,49 @@ class EventStream:
     def close(self) -> None:
         """Stops watching the writes."""
         self._timer.cancel()
+        if self._starting is not None:
+            self._starting.cancel()
 
     def _look(self) -> None:
-        wait_s = self._write_timeout_s
+        wait_s = self._look_s
         if self._writing_since is not None:
-            wait_s += self._writing_since - self._loop.time()
-            if wait_s <= 0:
+            left_s = self._write_timeout_s + self._writing_since - self._loop.time()
+            if left_s <= 0:
                 self._drop()
                 return
+            wait_s = min(wait_s, left_s)
+        elif self._silent and self._keep_alive_s:
+            self._keep_alive()
+        self._silent = True
         self._timer = self._loop.call_later(wait_s, self._look)
+
+    def _keep_alive(self) -> None:
+        """Says the comment. What fails here is for the handler to find out."""
+        if not self.started:
+            self._starting = asyncio.create_task(self._start_early())
+        elif self._starting is None or self._starting.done():
+            with suppress(ConnectionResetError):
+                if not self.lags:
+                    self.write_now(COMMENT)
+
+    async def _start_early(self) -> None:
+        self._writing_since = self._loop.time()
+        with suppress(ConnectionResetError):
+            await self.start()
+            await self._response.write(COMMENT)
+        self._writing_since = None
+
+    async def _started(self) -> None:
+        assert self._starting is not None
+        await self._starting
+        self._starting = None
 
     def _drop(self) -> None:
         drop(self._request, self._write_timeout_s)
+
+
+def _keep_alive_s(request: web.Request) -> float:
+    return request.app[SETTINGS].server.keep_alive_s
 
 
 async def send_whole(
@@ -130,16 +180,19 @@ async def send(
     *,
     end_with: Callable[[LmserveError], bytes] = end_event,
     late: LateHeaders = dict,
+    keep_alive: bool = True,
 ) -> web.StreamResponse:
     """Sends the chunks, framed as they are; the last of them ends the stream. While the client
     keeps up, `follow` may write what would be the next chunks itself, in the turn that brings
     them.
 
-    What fails before the first chunk is raised, so that it gets its status; what fails later is
-    told in the bytes of `end_with`. Cancelled when the client leaves, even while nothing is
-    written.
+    What fails before the first chunk is raised, so that it gets its status; what fails later, or
+    after a comment, is told in the bytes of `end_with`. `keep_alive` False: these are not
+    server-sent events, and know no comments. Cancelled when the client leaves, even while nothing
+    is written.
     """
-    stream = EventStream(request, write_timeout_s, late)
+    keep_alive_s = _keep_alive_s(request) if keep_alive else 0.0
+    stream = EventStream(request, write_timeout_s, late, keep_alive_s)
     try:
         async with aclosing(chunks):
             try:
@@ -174,7 +227,8 @@ async def send_stream(
     a header. Raises InvalidField and EventsGone as `Stream.reading` does, before anything is
     sent; a client that falls behind what is kept is told so in a last event."""
     with stream.reading(starting_after) as reader:
-        out = EventStream(request, write_timeout_s, lambda: {STREAM_HEADER: stream.id, **headers})
+        known = {STREAM_HEADER: stream.id, **headers}
+        out = EventStream(request, write_timeout_s, lambda: known, _keep_alive_s(request))
         try:
             await out.start()
             if request.method != "HEAD":

@@ -18,7 +18,7 @@ class Admission:
     def __init__(
         self, max_requests: int, max_tokens: int, retry_after_s: Callable[[], int] = lambda: 1
     ):
-        self._max_requests = max_requests
+        self.max_requests = max_requests
         self._max_tokens = max_tokens
         self._retry_after_s = retry_after_s
         self.num_requests = 0
@@ -27,13 +27,11 @@ class Admission:
     @property
     def is_pressed(self) -> bool:
         """Half of what it takes is taken."""
-        return (
-            2 * self.num_requests >= self._max_requests or 2 * self.num_tokens >= self._max_tokens
-        )
+        return 2 * self.num_requests >= self.max_requests or 2 * self.num_tokens >= self._max_tokens
 
     def enter(self) -> Ticket:
         """A place for one request. Raises Overloaded; then nothing is held."""
-        if self.num_requests >= self._max_requests:
+        if self.num_requests >= self.max_requests:
             raise Overloaded(
                 f"the server holds {self.num_requests} requests, its limit "
                 "(max_queued_requests): try again in a moment",

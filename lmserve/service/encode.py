@@ -56,5 +56,9 @@ def render(model: Model, form: Form, request: GenerateRequest, text: ModelText) 
         prompt = text.rendered(request, add_generation_prompt=form.add_generation_prompt)
         add_special = request.text is not None if form.add_special is None else form.add_special
         token_ids = text.tokenizer.encode(prompt, add_special=add_special)
+        if form.add_generation_prompt:
+            end = text.speech.prompt_end(request, token_ids)
+            token_ids += end
+            prompt += text.tokenizer.decode(end, skip_special=False)
     spelled = text.tokenizer.spell(token_ids) if form.spelled else None
     return Rendered(model, prompt, token_ids, spelled)

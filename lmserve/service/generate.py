@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from lmserve.bridge.handle import EngineHandle
-from lmserve.errors import EngineError, EngineUnavailable, Overloaded
+from lmserve.errors import EngineError
 from lmserve.messages import LOWEST
 from lmserve.sampling import SamplingParams
 from lmserve.service import limits
 from lmserve.service.admission import Admission, Ticket
+from lmserve.service.choices import best
 from lmserve.service.deadlines import in_time, missed
 from lmserve.service.encode import Form, Rendered
-from lmserve.service.generation import Generation, collect
+from lmserve.service.entrance import Entrance
+from lmserve.service.generation import Generation
 from lmserve.service.metrics import Metrics
 from lmserve.service.prepare import Preparer
 from lmserve.service.prompt import ModelText
+from lmserve.service.rating.embedding import Embedding, embed
+from lmserve.service.rating.prompts import Prompts
+from lmserve.service.rating.scoring import Likelihood, perplexity, score
 from lmserve.service.transcript import Transcript
 from lmserve.service.waiting import Place, Waiting
+from lmserve.service.whole import collect, read
 from lmserve.service.work import Work
 from lmserve.settings import Settings
 from lmserve.types import GenerateRequest
 
-__all__ = ["Generation", "Service", "collect"]
+__all__ = ["Generation", "Service", "best", "collect", "read"]
 
 T = TypeVar("T")
 
@@ -56,11 +61,10 @@ class Service:
             settings.server.max_queued_tokens,
             self._waiting.retry_after_s,
         )
+        self._entrance = Entrance(self._admission, metrics)
+        self._prompts = Prompts(self._preparer, self._entrance, self._start, clock)
         self._generations: dict[Generation, Place] = {}
         self._num_prefills = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._draining = False
 
     @property
     def inflight(self) -> int:
@@ -79,37 +83,57 @@ class Service:
         """Validates, renders, tokenises, submits. Raises RequestError, Overloaded,
         DeadlineExceeded or EngineUnavailable; then nothing runs. Take a lease before the next
         await."""
+        limits.check_one(request)
         (generation,) = await self._generate_all([request], transcript)
         return generation
 
     async def generate_all(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """All of them or, where one is refused, none."""
+        """All of them or, where one is refused, none. Of each request `n` or `best_of`, one after
+        the other; `best` chooses among them."""
+        limits.check_choices(requests, self._admission.max_requests)
         return await self._generate_all(requests, None)
+
+    async def embed(
+        self, requests: Sequence[GenerateRequest], pooling: Literal["mean", "last"]
+    ) -> list[Embedding]:
+        """The pooled hidden states of their prompts. Raises as `generate` does, and EngineError."""
+        return await embed(self._prompts, requests, pooling)
+
+    async def score(
+        self, requests: Sequence[GenerateRequest], labels: Sequence[str | Sequence[int]]
+    ) -> list[list[Likelihood]]:
+        """How likely each label, a text or tokens, is after each prompt. Raises as `embed`
+        does."""
+        return await score(self._prompts, requests, labels)
+
+    async def perplexity(self, requests: Sequence[GenerateRequest]) -> list[Likelihood]:
+        """How likely the prompts are, each less its first token. Raises as `embed` does."""
+        return await perplexity(self._prompts, requests)
 
     async def encode(
         self, requests: Sequence[GenerateRequest], *, add_bos: bool
     ) -> list[list[int]]:
         """Their prompts in tokens; nothing runs. Raises as `generate` does."""
         limits.check_texts(len(requests))
-        with self._place() as ticket:
+        with self._entrance.place() as ticket:
             return await self._preparer.encode(requests, ticket, add_bos=add_bos)
 
     async def render(self, request: GenerateRequest, form: Form) -> Rendered:
         """Its prompt in text and tokens; nothing runs. Raises as `generate` does."""
-        with self._place() as ticket:
+        with self._entrance.place() as ticket:
             return await self._preparer.render(request, ticket, form)
 
     @property
     def at_leisure(self) -> bool:
         """Nobody waits, and there is room for many more: what need not be done now may be."""
         waiting = self._handle.stats.num_waiting - self._num_prefills
-        return waiting <= 0 and not self._admission.is_pressed and not self._draining
+        return waiting <= 0 and not self._admission.is_pressed and not self._entrance.is_shut
 
     async def prefill(self, token_ids: list[int]) -> int:
         """Runs these tokens while nobody else has any to run: a prompt that begins with them finds
         them in the cache. Returns how many were there already. A caller that is cancelled ends it.
         Raises EngineUnavailable, EngineError."""
-        self._check_open()
+        self._entrance.check_open()
         sampling = SamplingParams(temperature=0.0, max_tokens=1)
         most = self._preparer.info().max_model_len - 1
         mailbox = self._handle.submit(token_ids[:most], sampling, LOWEST)
@@ -175,15 +199,15 @@ class Service:
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new, lets running answers finish, aborts the rest. Their readers see
         `abort`."""
-        self._draining = True
-        if await self._wait_idle(timeout_s):
+        self._entrance.shut()
+        if await self._entrance.wait_idle(timeout_s):
             return
         self._shut_down()
-        await self._wait_idle(_TOLD_WITHIN_S)
+        await self._entrance.wait_idle(_TOLD_WITHIN_S)
 
     def close(self) -> None:
         """Ends everything at once. Idempotent."""
-        self._draining = True
+        self._entrance.shut()
         self._shut_down()
         self._preparer.close()
 
@@ -193,27 +217,25 @@ class Service:
         self, requests: Sequence[GenerateRequest], transcript: Transcript | None
     ) -> list[Generation]:
         arrived_s = self._clock()
-        tickets: list[Ticket] = []
+        tickets = self._entrance.enter_all(sum(map(limits.num_made, requests)))
+        works: list[Work] = []
         generations: list[Generation] = []
         try:
-            for _ in requests:
-                tickets.append(self._enter())  # noqa: PERF401  where one fails, the others are left
-            works = [
-                await self._preparer.work(request, ticket, arrived_s, transcript)
-                for request, ticket in zip(requests, tickets, strict=True)
-            ]
-            self._check_open()
+            for request in requests:
+                own = tickets[len(works) : len(works) + limits.num_made(request)]
+                works += await self._preparer.works(request, own, arrived_s, transcript)
+            self._entrance.check_open()
             for work, ticket in zip(works, tickets, strict=True):
                 generations.append(self._start(work, ticket))
         except BaseException:
             for generation in generations:
                 generation.abort()
-            for ticket in tickets[len(generations) :]:
-                self._leave(ticket)
+            self._entrance.leave_all(tickets[len(generations) :])
             raise
         return generations
 
-    def _start(self, work: Work, ticket: Ticket) -> Generation:
+    def _start(self, work: Work, ticket: Ticket | None = None) -> Generation:
+        """At its end the place is given back."""
         mailbox = self._handle.submit(work.token_ids, work.sampling, work.priority)
         place = self._waiting.enter(work.priority)
         mailbox.on_begun = partial(self._waiting.told, place)
@@ -240,43 +262,7 @@ class Service:
         timer = asyncio.get_running_loop().call_later(seconds, on_deadline)
         generation.on_ended(lambda _: timer.cancel())
 
-    # --- places -----------------------------------------------------------------------
-
-    def _check_open(self) -> None:
-        if self._draining:
-            raise EngineUnavailable("the server is shutting down: ask another one")
-
-    def _enter(self) -> Ticket:
-        self._check_open()
-        try:
-            ticket = self._admission.enter()
-        except Overloaded:
-            self._metrics.rejected("requests")
-            raise
-        self._idle.clear()
-        return ticket
-
-    @contextmanager
-    def _place(self) -> Iterator[Ticket]:
-        ticket = self._enter()
-        try:
-            yield ticket
-        finally:
-            self._leave(ticket)
-
-    def _leave(self, ticket: Ticket) -> None:
-        if ticket.job is not None and not ticket.job.done():  # its client left
-            loop = asyncio.get_running_loop()
-
-            def on_done(_job: object) -> None:
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(self._leave, ticket)
-
-            ticket.job.add_done_callback(on_done)
-            return
-        ticket.release()
-        if not self._admission.num_requests:
-            self._idle.set()
+    # --- the end ----------------------------------------------------------------------
 
     def _abort(self, meant: Callable[[Generation], bool]) -> int:
         generations = [generation for generation in self._generations if meant(generation)]
@@ -288,13 +274,7 @@ class Service:
         for generation in list(self._generations):
             generation.abort("shutdown")
 
-    def _on_end(self, generation: Generation, ticket: Ticket) -> None:
+    def _on_end(self, generation: Generation, ticket: Ticket | None) -> None:
         self._waiting.end(self._generations.pop(generation))
-        self._leave(ticket)
-
-    async def _wait_idle(self, timeout_s: float) -> bool:
-        try:
-            await asyncio.wait_for(self._idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
+        if ticket is not None:
+            self._entrance.leave(ticket)

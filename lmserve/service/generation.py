@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from array import array
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from lmserve.bridge.handle import EngineHandle
 from lmserve.bridge.mailbox import Delivery, Mailbox
-from lmserve.errors import AnswerConflict, DeadlineExceeded, EngineDied, EngineError
+from lmserve.errors import AnswerConflict, DeadlineExceeded, EngineDied, EngineError, Unsatisfiable
+from lmserve.messages import TokenLogprob
 from lmserve.sampling import SamplingParams
+from lmserve.service.extras import extras_of
+from lmserve.service.leases import Leased
 from lmserve.service.metrics import Metrics, RequestRecord
+from lmserve.service.timing import Stopwatch, Timings
 from lmserve.service.transcript import Transcript
 from lmserve.service.work import Outcome, Work, reason_of
-from lmserve.types import Done, Event, TextDelta, Usage
+from lmserve.types import Done, Event, FinishReason, TextDelta, Usage
+
+_WHOLE = ("stop", "length")  # reasons of an answer that is as it was asked for
 
 
-class Generation:
+class Generation(Leased):
     """Its events have one reader; `usage` and the other fields may be read by anyone."""
 
     def __init__(
@@ -35,33 +41,33 @@ class Generation:
         clock: Callable[[], float],
         on_end: Callable[[Generation], None],
     ):
+        super().__init__()
         self.created = int(time.time())  # unix seconds
         self.model = work.model
         self.owner = work.owner
         self.session_id = work.session_id
+        self.prompt_ids: Sequence[int] = array("i", work.token_ids)
         self.num_prompt_tokens = len(work.token_ids)
         self.sampling = work.sampling
-        self.ttft_s: float | None = None  # from the request's arrival to its first token
+        self.vocabulary = work.vocabulary
+        self.end_id: int | None = None  # the token that ended it, where it is hidden
         self.abort_reason: str | None = None  # `deadline`, `shutdown`, or whatever `abort` was told
         self._output = work.output
+        self._extras = extras_of(work)
+        self._told_by = self._extras or work.output
+        self._choices = work.choices
         self._transcript = work.transcript
-        self._arrived_s = work.arrived_s
-        self._submitted_s = clock()
-        self._queue_s: float | None = None  # in the engine, before its first step
+        self._watch = Stopwatch(clock, work.arrived_s)
         self._mailbox = mailbox
         self._handle = handle
         self._metrics = metrics
-        self._clock = clock
         self._on_end = on_end
         self._listeners: list[Callable[[Outcome], None]] = []
         self._num_cached_tokens = 0
-        self._last_token_s = 0.0
         self._held_ids: list[int] = []  # tokens whose text is not shown yet
         self._outcome: Outcome | None = None
         self._late: DeadlineExceeded | None = None
         self._told = False  # the outcome was given to the reader
-        self._num_leases = 0
-        self._claimant: asyncio.Task[object] | None = None
 
     @property
     def ended(self) -> bool:
@@ -70,7 +76,45 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self.num_prompt_tokens, self._output.num_tokens, self._num_cached_tokens)
+        num_reasoning = 0 if self._extras is None else self._extras.num_reasoning_tokens
+        return Usage(
+            self.num_prompt_tokens, self._output.num_tokens, self._num_cached_tokens, num_reasoning
+        )
+
+    @property
+    def ttft_s(self) -> float | None:
+        """From the request's arrival to its first token."""
+        return self._watch.ttft_s
+
+    @property
+    def timings(self) -> Timings:
+        watch = self._watch
+        num_run = self.num_prompt_tokens - self._num_cached_tokens
+        return Timings(
+            watch.queue_s, watch.prompt_s, watch.answer_s, num_run, self._output.num_tokens
+        )
+
+    @property
+    def prompt_logprobs(self) -> list[TokenLogprob]:
+        """Of the prompt, where they were asked for: all of them by the first token, and by the
+        end where there is none."""
+        return [] if self._extras is None else self._extras.prompt_logprobs
+
+    @property
+    def end_logprob(self) -> TokenLogprob | None:
+        """Of `end_id`, where they were asked for."""
+        return None if self._extras is None else self._extras.end_logprob
+
+    @property
+    def mean_logprob(self) -> float:
+        """A token, where log probabilities were asked for."""
+        assert self._extras is not None
+        return self._extras.mean_logprob
+
+    @property
+    def embedding(self) -> bytes | None:
+        """Of the prompt, where it was asked for: float32, little-endian."""
+        return None if self._extras is None else self._extras.embedding
 
     @property
     def unshown_ids(self) -> list[int]:
@@ -78,33 +122,6 @@ class Generation:
         return self._held_ids
 
     # --- who keeps it going -----------------------------------------------------------
-
-    @contextmanager
-    def lease(self) -> Iterator[Generation]:
-        """Keeps the answer going. Without an await between `generate` and this, it is never
-        unowned."""
-        self._forget_claimant()
-        self._num_leases += 1
-        try:
-            yield self
-        finally:
-            self._num_leases -= 1
-            if self._num_leases == 0:
-                self._abandon()
-
-    def await_lease(self, claimant: asyncio.Task[object]) -> None:
-        """Until the first lease, the answer lives as long as the task that asked for it."""
-        self._claimant = claimant
-        claimant.add_done_callback(self._on_claimant_done)
-
-    def _on_claimant_done(self, _task: asyncio.Task[object]) -> None:
-        self._claimant = None
-        self._abandon()
-
-    def _forget_claimant(self) -> None:
-        if self._claimant is not None:
-            self._claimant.remove_done_callback(self._on_claimant_done)
-            self._claimant = None
 
     def _abandon(self) -> None:
         """The last reader is gone. The one policy so far: end at once."""
@@ -141,7 +158,7 @@ class Generation:
         if sampling != self.sampling:
             self.sampling = sampling
             self._handle.update(self._mailbox, sampling)
-        if stops is not None:
+        if stops is not None and sampling.grammar is None:  # else that says where it ends
             self._output.change_stops(stops)
         return self._output.num_tokens
 
@@ -201,29 +218,38 @@ class Generation:
 
     def _take(self, delivery: Delivery) -> TextDelta | None:
         """What a delivery adds to the text. Ends the generation where it says so."""
-        output, token_ids = self._output, delivery.token_ids
-        if token_ids:
-            self._num_cached_tokens = delivery.num_cached_tokens
+        output, extras, token_ids = self._output, self._extras, delivery.token_ids
+        self._num_cached_tokens = delivery.num_cached_tokens
+        if token_ids or (delivery.finish in _WHOLE and self._watch.ttft_s is None):
             self._observe(delivery)
         ended_by = delivery.stop_token_id if delivery.finish == "stop" else None
         num_hidden = 1 if token_ids and token_ids[-1] == ended_by else 0
         before = output.num_tokens
-        text = output.push(token_ids[:-1] if num_hidden else token_ids)
+        text = self._told_by.push(token_ids[:-1] if num_hidden else token_ids)
         num_used = output.num_tokens - before
         if num_used < len(token_ids):
             token_ids = token_ids[:num_used]
         if delivery.finish is not None and output.stop is None:
-            text += output.end(num_hidden)
+            text += self._told_by.end(num_hidden)
+            if num_hidden:
+                self.end_id = ended_by
+        if extras is not None:
+            running_s = self._watch.running_s(delivery.queue_s)
+            extras.take(delivery, len(token_ids), output.num_tokens - before, running_s)
         if self._transcript is not None:
             self._note(self._transcript, text, token_ids)
-        if output.stop is not None or delivery.finish is not None:
+        ended = output.stop is not None or delivery.finish is not None
+        if ended:
             self._end(self._outcome_of(delivery))
-        if not text:
+        if not text and (extras is None or not extras.has_news(ended=ended)):
             self._held_ids += token_ids
             return None
         if self._held_ids:
             token_ids, self._held_ids = self._held_ids + token_ids, []
-        return TextDelta(text, token_ids)
+        delta = TextDelta(text, token_ids)
+        if extras is not None:
+            extras.complete(delta)
+        return delta
 
     def _note(self, transcript: Transcript, text: str, token_ids: list[int]) -> None:
         transcript.add(text, token_ids)
@@ -233,14 +259,21 @@ class Generation:
     def _outcome_of(self, delivery: Delivery) -> Outcome:
         stop: str | int | None = self._output.stop
         if stop is not None:
-            return Done("stop", self.usage, stop)
+            return Done(self._stopped, self.usage, stop)
         if delivery.finish == "error":
-            kind = EngineDied if delivery.died else EngineError
-            return kind(delivery.error or "the engine failed this request")
+            text = delivery.error or "the engine failed this request"
+            if delivery.refused:
+                return Unsatisfiable(text)
+            return EngineDied(text) if delivery.died else EngineError(text)
         if delivery.finish == "stop":
             asked = delivery.stop_token_id in self.sampling.stop_token_ids
-            return Done("stop", self.usage, delivery.stop_token_id if asked else None)
+            return Done(self._stopped, self.usage, delivery.stop_token_id if asked else None)
         return Done("length", self.usage) if delivery.finish == "length" else self._aborted()
+
+    @property
+    def _stopped(self) -> FinishReason:
+        """The reason of an answer that ended by itself."""
+        return "tool_calls" if self._extras is not None and self._extras.num_calls else "stop"
 
     def _aborted(self) -> Done | DeadlineExceeded:
         if self._late is not None and self.ttft_s is None:
@@ -248,15 +281,13 @@ class Generation:
         return Done("abort", self.usage)
 
     def _observe(self, delivery: Delivery) -> None:
-        now = self._clock()
-        if self.ttft_s is None:
-            self.ttft_s = now - self._arrived_s
-            self._queue_s = delivery.queue_s
+        watch, num_tokens = self._watch, len(delivery.token_ids)
+        if watch.ttft_s is None:
+            watch.begin(delivery.queue_s)
             self._metrics.prompt_done(self.num_prompt_tokens, self._num_cached_tokens)
-            self._metrics.tokens(len(delivery.token_ids), None)
+            self._metrics.tokens(num_tokens, None)
         else:
-            self._metrics.tokens(len(delivery.token_ids), now - self._last_token_s)
-        self._last_token_s = now
+            self._metrics.tokens(num_tokens, watch.lap())
 
     # --- the end ----------------------------------------------------------------------
 
@@ -269,6 +300,8 @@ class Generation:
         if not self._mailbox.finished:
             self._handle.abort(self._mailbox)
         self._metrics.request_finished(self._record(outcome))
+        if self._choices.ended(self._output.num_tokens):
+            self._metrics.choices_finished(self._choices.num, self._choices.most_tokens)
         self._on_end(self)
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
@@ -283,31 +316,14 @@ class Generation:
             listener(self._outcome)
 
     def _record(self, outcome: Outcome) -> RequestRecord:
-        first_s = self._arrived_s + (self.ttft_s or 0.0)
+        watch = self._watch
         return RequestRecord(
             finish_reason=reason_of(outcome),
             usage=self.usage,
             max_tokens=self.sampling.max_tokens,
-            e2e_s=self._clock() - self._arrived_s,
-            ttft_s=self.ttft_s,
-            decode_s=self._last_token_s - first_s,
-            queue_s=self._queue_s,
-            prefill_s=first_s - self._submitted_s - (self._queue_s or 0.0),
+            e2e_s=watch.passed_s,
+            ttft_s=watch.ttft_s,
+            decode_s=watch.answer_s,
+            queue_s=watch.queue_s,
+            prefill_s=watch.prompt_s,
         )
-
-
-async def collect(generation: Generation) -> tuple[str, Done]:
-    """The whole text and how it ended. Raises EngineError or DeadlineExceeded."""
-    parts: list[str] = []
-
-    def keep(delta: TextDelta) -> bool:
-        parts.append(delta.text)
-        return True
-
-    with generation.lease():
-        await generation.follow(keep)
-        async for event in generation.events():
-            if isinstance(event, Done):
-                return "".join(parts), event
-            parts.append(event.text)
-    raise AssertionError("a generation ended without its terminal event")

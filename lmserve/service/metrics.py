@@ -28,7 +28,7 @@ MAX_UNKNOWN_FIELDS = 100  # names kept apart; clients choose them
 _MAX_FIELD_CHARS = 64
 _OTHER = "other"
 
-_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort", "error")
+_REASONS: tuple[FinishReason, ...] = ("stop", "length", "tool_calls", "abort", "error")
 _SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5,
             10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)  # fmt: skip
 _GAPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0,
@@ -78,6 +78,8 @@ class Metrics:
         self.kv_bytes_spilled = 0
         self.kv_saves = 0
         self.kv_restores: dict[str, int] = dict.fromkeys(("hit", "miss", "refused", "late"), 0)
+        self.batch_lines_running: Counter[str] = Counter()  # by endpoint
+        self.batch_lines: dict[str, int] = {"completed": 0, "failed": 0}
         self.ttft = Histogram(_SECONDS)
         self.inter_token = Histogram(_GAPS)
         self.time_per_token = Histogram(_GAPS)
@@ -88,6 +90,7 @@ class Metrics:
         self.inference = Histogram(_LATENCIES)
         self.prompt_sizes = Histogram(_TOKENS)
         self.generation_sizes = Histogram(_TOKENS)
+        self.most_tokens = Histogram(_TOKENS)
         self.max_tokens = Histogram(_TOKENS)
         self.num_choices = Histogram((1, 2, 5, 10, 20))
         self.step_tokens = Histogram(_STEP_TOKENS)
@@ -117,7 +120,6 @@ class Metrics:
         self.prompt_sizes.add(usage.prompt_tokens)
         self.generation_sizes.add(usage.completion_tokens)
         self.max_tokens.add(record.max_tokens)
-        self.num_choices.add(1)
         if record.ttft_s is not None:
             self.ttft.add(record.ttft_s)
             self.decode.add(record.decode_s)
@@ -128,9 +130,18 @@ class Metrics:
         if usage.completion_tokens > 1:
             self.time_per_token.add(record.decode_s / (usage.completion_tokens - 1))
 
+    def choices_finished(self, num: int, most_tokens: int) -> None:
+        """All answers to one prompt have ended; the longest has so many tokens."""
+        self.num_choices.add(num)
+        self.most_tokens.add(most_tokens)
+
     def rejected(self, limit: str) -> None:
         """A 429 for this limit: `requests`, `tokens` or `bytes`."""
         self.rejections[limit] += 1
+
+    def batch_line_ended(self, *, succeeded: bool) -> None:
+        """A line of a batch was answered, or refused."""
+        self.batch_lines["completed" if succeeded else "failed"] += 1
 
     def unknown_field(self, name: str) -> bool:
         """Counts a JSON field that no route reads. True the first time: log it then."""
@@ -183,6 +194,14 @@ class Metrics:
         for state in ("free", "cached", "pinned", "held"):
             blocks.add_metric([model, state], getattr(stats, f"blocks_{state}"))
         yield blocks
+        running = GaugeMetricFamily(
+            "lmserve:batch_lines_running",
+            "Lines of batches being run",
+            labels=["model_name", "endpoint"],
+        )
+        for endpoint, num in self.batch_lines_running.items():
+            running.add_metric([model, endpoint], num)
+        yield running
         yield _gauge(
             "lmserve:session_kv_tokens_pinned",
             "Tokens of conversations kept in the KV cache",
@@ -211,6 +230,8 @@ class Metrics:
                         self.finished)  # fmt: skip
         yield _labelled("vllm:admission_rejections", "Requests refused with 429", "reason", model,
                         self.rejections)  # fmt: skip
+        yield _labelled("lmserve:batch_lines", "Lines of batches that ended", "result", model,
+                        self.batch_lines)  # fmt: skip
         yield _labelled("lmserve:session_kv_restores", "Reads of them, by how they went", "result",
                         model, self.kv_restores)  # fmt: skip
         yield _labelled("lmserve:websocket_events", "Events that clients sent", "type", model,
@@ -230,7 +251,7 @@ class Metrics:
             (self.inference, "request_inference_time_seconds", "First step to last token"),
             (self.prompt_sizes, "request_prompt_tokens", "Prompt tokens of a request"),
             (self.generation_sizes, "request_generation_tokens", "Tokens generated, a request"),
-            (self.generation_sizes, "request_max_num_generation_tokens", "The most, of n answers"),
+            (self.most_tokens, "request_max_num_generation_tokens", "The most, of n answers"),
             (self.max_tokens, "request_params_max_tokens", "max_tokens, cut to what fits"),
             (self.num_choices, "request_params_n", "Answers asked for"),
             (self.step_tokens, "iteration_tokens_total", "Tokens run in a step"),

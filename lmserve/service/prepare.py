@@ -5,24 +5,36 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar, TypeVarTuple
+
+import msgspec
 
 from lmserve.bridge.handle import EngineHandle
 from lmserve.errors import EngineUnavailable, Overloaded
 from lmserve.messages import EngineInfo
+from lmserve.sampling import Grammar, SamplingParams
 from lmserve.service import limits
 from lmserve.service.admission import Ticket
 from lmserve.service.catalog import Catalog
+from lmserve.service.choices import Choices, of_choices
 from lmserve.service.deadlines import seconds_left
 from lmserve.service.encode import Form, Rendered, are_short, encode_all, render
 from lmserve.service.metrics import Metrics
 from lmserve.service.prompt import ModelText, assets_key, is_short
+from lmserve.service.structures import Structures
 from lmserve.service.transcript import Transcript
 from lmserve.service.waiting import Waiting
-from lmserve.service.work import Work
+from lmserve.service.work import Run, Work
 from lmserve.settings import Settings
 from lmserve.types import GenerateRequest
 
+Runs = Callable[[ModelText, list[list[int]]], list[Run]]
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
 MAX_LOOP_CHARS = 8000  # a longer prompt is tokenised in a thread
+MAX_LOOP_WORDS = 8  # more bad words are, too
 
 
 class Preparer:
@@ -43,11 +55,13 @@ class Preparer:
         self._waiting = waiting
         self._clock = clock
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="text")
+        self._structures = Structures()
         self._text: ModelText | None = None
         self._text_lock = asyncio.Lock()
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._structures.close()
 
     def info(self) -> EngineInfo:
         """Of the engine that serves now. Raises EngineUnavailable while there is none."""
@@ -73,42 +87,90 @@ class Preparer:
                 )
             return self._text
 
-    async def work(
+    async def works(
         self,
         request: GenerateRequest,
-        ticket: Ticket,
+        tickets: Sequence[Ticket],
         arrived_s: float,
         transcript: Transcript | None,
-    ) -> Work:
+    ) -> list[Work]:
+        """One a ticket: answers to the same prompt, which is counted and made ready once."""
         info = self.info()
         model = self.catalog.find(request.model, info)
         limits.check_prompt(request, info)
         limits.check_turn(request)
+        limits.check_tools(request)
+        limits.check_thinking(request, info.max_model_len)
         sampling = limits.sampling_params(request, info)
         self._seconds_left(request, arrived_s)  # before the work
         text = await self.model_text(info)
         sampling = text.with_stops(request, sampling)
-        token_ids = await self._token_ids(text, request, ticket)
+        sampling = await self._with_bad_words(text, request, sampling, tickets[0])
+        token_ids = await self._token_ids(text, request, tickets[0])
         sampling = limits.fit(request, sampling, len(token_ids), info)
-        try:
-            ticket.add_tokens(len(token_ids))
-        except Overloaded:
-            self._metrics.rejected("tokens")
-            raise
+        sampling = await self._constrained(text, request, sampling, tickets[0])
+        sampling = text.speech.placed(request, sampling, token_ids)
+        self._add_tokens(tickets[0], len(token_ids))
+        choices = Choices(len(tickets))
+        parsers = [text.parser(request, token_ids) for _ in tickets]
         if transcript is not None:
-            transcript.begin(text, token_ids)
-        return Work(
-            model=model.name,
-            token_ids=token_ids,
-            sampling=sampling,
-            output=text.output(request, sampling, token_ids),
-            arrived_s=arrived_s,
-            priority=request.priority,
-            deadline_s=self._seconds_left(request, arrived_s),
-            owner=request.owner,
-            session_id=request.session_id,
-            transcript=transcript,
-        )
+            transcript.begin(text, token_ids, parsers[0])
+        return [
+            Work(
+                model=model.name,
+                token_ids=token_ids,
+                sampling=each,
+                output=text.output(request, each, token_ids, parser),
+                parser=parser,
+                vocabulary=text.tokenizer,
+                arrived_s=arrived_s,
+                priority=request.priority,
+                deadline_s=self._seconds_left(request, arrived_s),
+                owner=request.owner,
+                session_id=request.session_id,
+                transcript=transcript,
+                shows_logprobs=request.logprobs is not None,
+                choices=choices,
+            )
+            for each, parser in zip(
+                of_choices(request, sampling, len(tickets)), parsers, strict=True
+            )
+        ]
+
+    async def prompts(
+        self, requests: Sequence[GenerateRequest], make: Runs, ticket: Ticket, arrived_s: float
+    ) -> list[Callable[[], Work]]:
+        """What `make` makes of their tokens: to be run, not answered. Counted together, and put
+        together one by one: what they have in common is long."""
+        info = self.info()
+        model = self.catalog.find(requests[0].model, info)
+        for request in requests:
+            limits.check_prompt(request, info)
+            limits.check_turn(request)
+        text = await self.model_text(info)
+        encoded = await self.encode(requests, ticket, add_bos=True)
+        runs = await self._in_thread(ticket, make, text, encoded)
+        limits.check_inputs(requests, len(runs))
+        for run in runs:
+            num_tokens = len(run.token_ids) + len(run.label)
+            limits.fit(requests[run.index], run.sampling, num_tokens, info)
+        self._add_tokens(ticket, sum(len(run.token_ids) + len(run.label) for run in runs))
+
+        def work(run: Run) -> Work:
+            request, token_ids = requests[run.index], [*run.token_ids, *run.label]
+            return Work(
+                model=model.name,
+                token_ids=token_ids,
+                sampling=run.sampling,
+                output=text.output(request, run.sampling, token_ids),
+                vocabulary=text.tokenizer,
+                arrived_s=arrived_s,
+                priority=request.priority,
+                owner=request.owner,
+                session_id=request.session_id,
+            )
+
+        return [partial(work, run) for run in runs]
 
     async def encode(
         self, requests: Sequence[GenerateRequest], ticket: Ticket, *, add_bos: bool
@@ -116,26 +178,61 @@ class Preparer:
         text = await self.model_text(self.info())
         if are_short(requests, MAX_LOOP_CHARS):
             return encode_all(text, requests, add_bos)
-        ticket.job = job = self._executor.submit(encode_all, text, requests, add_bos)
-        return await asyncio.wrap_future(job)
+        return await self._in_thread(ticket, encode_all, text, requests, add_bos)
 
     async def render(self, request: GenerateRequest, ticket: Ticket, form: Form) -> Rendered:
         info = self.info()
         model = self.catalog.find(request.model, info)
         limits.check_shown(request, info)
+        limits.check_tools(request)
         text = await self.model_text(info)
         if are_short([request], MAX_LOOP_CHARS):
             return render(model, form, request, text)
-        ticket.job = job = self._executor.submit(render, model, form, request, text)
-        return await asyncio.wrap_future(job)
+        return await self._in_thread(ticket, render, model, form, request, text)
 
     async def _token_ids(
         self, text: ModelText, request: GenerateRequest, ticket: Ticket
     ) -> list[int]:
         if is_short(request, MAX_LOOP_CHARS):
             return text.token_ids(request)
-        ticket.job = job = self._executor.submit(text.token_ids, request)
+        return await self._in_thread(ticket, text.token_ids, request)
+
+    async def _constrained(
+        self, text: ModelText, request: GenerateRequest, sampling: SamplingParams, ticket: Ticket
+    ) -> SamplingParams:
+        """With the grammar of the calls that the answer must be, or of its structure."""
+        if not request.tools and request.structure is None:
+            return sampling
+        if is_short(request, MAX_LOOP_CHARS):
+            calls = text.speech.calls_source(request)
+        else:
+            calls = await self._in_thread(ticket, text.speech.calls_source, request)
+        if calls is None:
+            return await self._structures.constrain(request, sampling, text.info, ticket)
+        tools = limits.name_of(request, "tools")
+        source = await self._structures.check(calls, tools, text.info, ticket)
+        return msgspec.structs.replace(sampling, grammar=Grammar(source))
+
+    async def _with_bad_words(
+        self, text: ModelText, request: GenerateRequest, sampling: SamplingParams, ticket: Ticket
+    ) -> SamplingParams:
+        encodings = text.tokenizer.encodings
+        if len(request.bad_words) <= MAX_LOOP_WORDS:
+            return limits.with_bad_words(request, sampling, encodings, text.info)
+        return await self._in_thread(
+            ticket, limits.with_bad_words, request, sampling, encodings, text.info
+        )
+
+    async def _in_thread(self, ticket: Ticket, call: Callable[[*Ts], T], *args: *Ts) -> T:
+        ticket.job = job = self._executor.submit(call, *args)
         return await asyncio.wrap_future(job)
+
+    def _add_tokens(self, ticket: Ticket, num_tokens: int) -> None:
+        try:
+            ticket.add_tokens(num_tokens)
+        except Overloaded:
+            self._metrics.rejected("tokens")
+            raise
 
     def _seconds_left(self, request: GenerateRequest, arrived_s: float) -> float | None:
         return seconds_left(request, self._clock() - arrived_s, self._waiting)

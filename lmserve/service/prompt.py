@@ -12,8 +12,11 @@ import msgspec
 from lmserve.messages import EngineInfo
 from lmserve.sampling import SamplingParams
 from lmserve.service import limits
+from lmserve.service.speech import Speech
 from lmserve.settings import Settings
 from lmserve.text.output import OutputText
+from lmserve.text.parsing.choice import answer_forms
+from lmserve.text.parsing.parser import AnswerParser
 from lmserve.text.template import ChatTemplate
 from lmserve.text.template_choice import resolve_chat_template, split_stops, template_source
 from lmserve.text.tokenizer import Tokenizer
@@ -39,15 +42,23 @@ class ModelText:
         info = msgspec.structs.replace(info, chat_template=source)
         self._stops, self._stop_ids = split_stops(choice, self.tokenizer)
         self._max_log_len = settings.log.max_log_len
-        self._info = info
+        self.info = info  # its template is the one that is used
         self.template = ChatTemplate(
             info.chat_template, bos_token=info.bos_token, eos_token=info.eos_token
+        )
+        server = settings.server
+        self.speech = Speech(
+            self.tokenizer, answer_forms(source, server.tool_call_parser, server.reasoning_parser)
         )
         #: Texts become other tokens where this differs.
         self.text_key = _digest(info)
 
     def token_ids(self, request: GenerateRequest) -> list[int]:
         """The prompt in tokens."""
+        token_ids = self._token_ids(request)
+        return token_ids + self.speech.prompt_end(request, token_ids)
+
+    def _token_ids(self, request: GenerateRequest) -> list[int]:
         if request.token_ids is not None:
             return request.token_ids
         history = request.history
@@ -71,6 +82,8 @@ class ModelText:
             text = self.template.render(
                 messages,
                 kwargs=request.chat_template_kwargs,
+                tools=self.speech.tools(request),
+                form=self.speech.forms.calls,
                 add_generation_prompt=add_generation_prompt,
             )
             text += begun
@@ -82,31 +95,59 @@ class ModelText:
         if request.messages is None:
             return request.text
         return self.template.render_after(
-            request.messages, history.num_messages, kwargs=request.chat_template_kwargs
+            request.messages,
+            history.num_messages,
+            kwargs=request.chat_template_kwargs,
+            tools=self.speech.tools(request),
+            form=self.speech.forms.calls,
         )
 
-    def said(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
-        """The text of an answer so far; less the beginning of a code point at its end."""
-        return self.tokenizer.detokenizer(skip_special=skip_special).push(token_ids)
+    def parser(self, request: GenerateRequest, prompt_ids: Sequence[int]) -> AnswerParser | None:
+        """What tells the answer's parts apart, where that is asked for and there are any."""
+        return self.speech.parser(request, prompt_ids)
+
+    def said(self, request: GenerateRequest, token_ids: Sequence[int]) -> str:
+        """The text of an answer so far, which the request goes on with; less the beginning of a
+        code point at its end."""
+        parser = self.parser(request, ())
+        detokenizer = self.tokenizer.detokenizer(
+            skip_special=request.skip_special_tokens,
+            shown=parser.marks if parser is not None else frozenset(),
+        )
+        return detokenizer.push(token_ids)
 
     def check_length(self, request: GenerateRequest, num_chars: int) -> None:
         """Refuses what cannot fit. Raises PromptTooLong."""
-        limits.check_length(request, num_chars, self.tokenizer.max_token_chars, self._info)
+        limits.check_length(request, num_chars, self.tokenizer.max_token_chars, self.info)
 
     def output(
-        self, request: GenerateRequest, sampling: SamplingParams, prompt_ids: Sequence[int]
+        self,
+        request: GenerateRequest,
+        sampling: SamplingParams,
+        prompt_ids: Sequence[int],
+        parser: AnswerParser | None = None,
     ) -> OutputText:
-        """What turns the answer's tokens into what the client sees."""
+        """What turns the answer's tokens into what the client, and this parser, see."""
         # a completion goes on from its prompt, and an answer from its beginning among messages; a
         # chat's answer is a text of its own
         goes_on = (request.messages is None) != request.continues
         detokenizer = self.tokenizer.detokenizer(
-            skip_special=request.skip_special_tokens, context=prompt_ids[-8:] if goes_on else ()
+            skip_special=request.skip_special_tokens,
+            context=prompt_ids[-8:] if goes_on else (),
+            shown=parser.marks if parser is not None else frozenset(),
         )
         if request.continues and request.history is not None:
             detokenizer.push(prompt_ids[len(request.history.token_ids) :])  # said before
-        always = self._stops if _ends_as_chat(request) else ()
-        return OutputText(detokenizer, request.stop, sampling.min_tokens, always=always)
+        if sampling.grammar is not None:  # which says where it ends
+            return OutputText(detokenizer)
+        most_chars = self.tokenizer.max_token_chars
+        return OutputText(
+            detokenizer,
+            limits.attainable(request.stop, self.info.max_model_len, most_chars),
+            sampling.min_tokens,
+            always=self._stops if _ends_as_chat(request) else (),
+            include_stop=request.include_stop,
+        )
 
     def with_stops(self, request: GenerateRequest, sampling: SamplingParams) -> SamplingParams:
         """And with the stop tokens of the chat template, in a chat."""
@@ -151,6 +192,7 @@ def assets_key(info: EngineInfo) -> tuple[object, ...]:
 def is_short(request: GenerateRequest, max_chars: int) -> bool:
     """Whether all that makes the prompt's text is about so short. Looks no further than that."""
     stack: list[Any] = [request.text, request.messages, request.chat_template_kwargs]
+    stack += [tool.parameters for tool in request.tools]
     while stack:
         item = stack.pop()
         max_chars -= len(item) if isinstance(item, str | list | dict) else 1

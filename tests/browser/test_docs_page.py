@@ -37,12 +37,36 @@ async def test_it_lists_every_operation(visit: Visit) -> None:
     assert visit.problems == []
 
 
+async def test_each_kind_of_an_item_has_its_fields(visit: Visit) -> None:
+    await visit.open("/#get-v1-responses-response_id-")
+    answer = visit.page.locator("#get-v1-responses-response_id- .response").first
+    await answer.locator("summary").click()
+    for kind in ("ResponseOutputMessage", "ResponseOutputReasoning", "ResponseFunctionCall"):
+        await expect(answer.locator("tr.kind").filter(has_text=kind)).to_be_visible()
+    await expect(answer.get_by_text("output[].arguments", exact=True)).to_be_visible()
+    assert visit.problems == []
+
+
 async def test_try_it_sends_a_get(visit: Visit) -> None:
     await visit.open("/#get-v1-models")
     box = visit.page.locator("#get-v1-models .try")
     await box.get_by_role("button", name="Send").click()
     await expect(box.locator(".answer-head")).to_contain_text("200")
     await expect(box.locator(".answer-body")).to_contain_text('"object": "list"')
+    assert visit.problems == []
+
+
+async def test_try_it_sends_a_form_with_a_file(visit: Visit) -> None:
+    await visit.open("/#post-v1-files")
+    operation = visit.page.locator("#post-v1-files")
+    await expect(operation.locator(".code").first).to_contain_text("-F file=@requests.jsonl")
+    await operation.locator("input[type=file]").set_input_files(
+        {"name": "mine.jsonl", "mimeType": "application/jsonl", "buffer": b"{}\n"}
+    )
+    await operation.get_by_role("button", name="Send").click()
+    await expect(operation.locator(".answer-head")).to_contain_text("200")
+    await expect(operation.locator(".answer-body")).to_contain_text('"filename": "mine.jsonl"')
+    await expect(operation.locator(".answer-body")).to_contain_text('"purpose": "batch"')
     assert visit.problems == []
 
 

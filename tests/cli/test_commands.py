@@ -74,7 +74,7 @@ def test_every_setting_is_a_flag_of_the_server():
     assert {flag for flag in flags if f"{flag} " not in text} == set()
 
 
-KEPT = ("Conversations", "Streams", "Conversations kept warm")
+KEPT = ("Conversations", "Streams", "Conversations kept warm", "Files and batches")
 
 
 @pytest.mark.parametrize(

@@ -192,8 +192,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "--hf-overrides": ("{}", "not supported yet"),
     "--empty-init": (None, "weights are always loaded"),
     "--logprobs-mode": ("raw_logits", "not supported yet"),
-    "--tool-call-parser": ("qwen3", "not supported yet"),
-    "--reasoning-parser": ("default", "not supported yet"),
     "--enable-return-routed-experts": (None, "not supported yet"),
     "--speculative-algorithm": ("eagle", "speculative decoding is not supported yet"),
     "--speculative-draft-model": ("x", "speculative decoding is not supported yet"),

@@ -11,6 +11,7 @@ from aiohttp import ClientError, web
 
 from lmserve.distributor.keys import METRICS, NODES
 from lmserve.distributor.nodes import Node
+from lmserve.protocol.encode import COMMENT
 from tests.distributor.nodes import CHAT, chunks, whole
 
 EVENT = b'data: {"n":1}\n\n'
@@ -83,6 +84,31 @@ async def test_all_nodes_dead(make_proxy: Any, dead_url: str) -> None:
         assert dead_url in (await response.json())["message"]
 
 
+async def test_each_api_is_told_in_its_own_words(make_proxy: Any, dead_url: str) -> None:
+    proxy = await make_proxy(dead_url)
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        async with proxy.post(path, json=CHAT) as response:
+            body = await response.json()
+        assert (response.status, body["type"]) == (503, "error")
+        assert body["error"]["type"] == "overloaded_error"
+        assert body["request_id"] == response.headers["request-id"]
+    async with proxy.post("/api/chat", json=CHAT) as response:
+        assert (response.status, [*await response.json()]) == (503, ["error"])
+
+
+async def test_a_message_that_breaks_ends_with_anthropic_s_error(
+    make_bare: Any, make_proxy: Any
+) -> None:
+    node = await make_bare(chunks(EVENT))
+    proxy = await make_proxy(node.url)
+    async with proxy.post("/v1/messages", json=CHAT) as response:
+        body = await response.read()
+    name, data = body.removeprefix(EVENT).split(b"\n", 1)
+    assert name == b"event: error"
+    told = orjson.loads(data.removeprefix(b"data: "))
+    assert (told["type"], told["error"]["type"]) == ("error", "api_error")
+
+
 async def test_the_last_503_is_the_nodes_own(make_bare: Any, make_proxy: Any) -> None:
     node = await make_bare(whole(b'{"mine": 1}', "503 Service Unavailable"))
     proxy = await make_proxy(node.url)
@@ -107,6 +133,14 @@ async def test_an_event_cut_in_two_is_ended_first(make_bare: Any, make_proxy: An
         body = await response.read()
     assert body.split(b"\n\n")[0] == EVENT[:-4]
     assert body.split(b"\n\n")[1].startswith(b'data: {"error":')
+
+
+async def test_no_blank_line_follows_a_comment(make_bare: Any, make_proxy: Any) -> None:
+    node = await make_bare(chunks(EVENT, COMMENT))
+    proxy = await make_proxy(node.url)
+    async with proxy.post("/v1/chat/completions", json=CHAT | {"stream": True}) as response:
+        body = await response.read()
+    assert body.startswith(EVENT + COMMENT + b'data: {"error":')
 
 
 async def test_a_session_s_stream_has_named_events(make_bare: Any, make_proxy: Any) -> None:

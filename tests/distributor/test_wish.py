@@ -174,11 +174,20 @@ def test_ids_that_no_node_gave_are_for_any() -> None:
         assert response(previous_response_id=odd).session is None
 
 
+def test_a_batch_is_for_the_node_of_its_file() -> None:
+    body = orjson.dumps({"input_file_id": f"file-{NODE}{'2' * 24}"})
+    assert wish_of("/v1/batches", None, "k", body).kept_by == NODE
+    for other in (b"{}", b'{"input_file_id": 7}', b'{"input_file_id": "file-none"}'):
+        assert wish_of("/v1/batches", None, "k", other) == Wish()
+
+
 @pytest.mark.parametrize("path", ["", "/cancel", "/steer", "/input_items"])
 def test_the_path_of_a_response(path: str) -> None:
     found = wish_of(f"{RESPONSES}/{RESPONSE}{path}", None, "k", b"")
     assert (found.session_id, found.kept_by) == (RESPONSE, NODE)
     assert wish_of(f"{RESPONSES}/resp_none{path}", None, "k", b"") == Wish()
+    assert wish_of(f"/v1/files/file-{NODE}{'2' * 24}/content", None, "k", b"").kept_by == NODE
+    assert wish_of(f"/v1/batches/batch_{NODE}{'2' * 24}/cancel", None, "k", b"").kept_by == NODE
     stream = f"strm_{NODE}{'2' * 24}"
     assert wish_of(f"/v1/streams/{stream}", None, "k", b"").kept_by == NODE
 

@@ -11,6 +11,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.network,
+    pytest.mark.timeout(120),  # an answer may go on for long: the page names no limit
     pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on the PATH"),
 ]
 
@@ -51,8 +52,8 @@ def shell(command: str, url: str) -> Any:
     command = command.replace("{server_ip}", host).replace("{server_port}", port)
     for name in ("internlm-chat-7b", "llama"):
         command = command.replace(f'"{name}"', '"SmolLM2-135M-Instruct"')
-    quiet = command.replace("curl ", "curl --silent --show-error --max-time 50 ", 1)
-    done = subprocess.run(["bash", "-c", quiet], capture_output=True, text=True, timeout=55)
+    quiet = command.replace("curl ", "curl --silent --show-error --max-time 110 ", 1)
+    done = subprocess.run(["bash", "-c", quiet], capture_output=True, text=True, timeout=115)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

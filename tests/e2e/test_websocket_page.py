@@ -28,8 +28,8 @@ pytestmark = pytest.mark.timeout(240)
 @pytest.fixture
 def server(default_server: ServerProcess, tmp_path: Path) -> Iterator[ServerProcess]:
     """As the page says; that there is a default model, `default_server` has found out."""
-    args = ("--api-keys", KEY, "--max-batch-size", "1", "--data-dir", str(tmp_path))
-    with serving(*args) as server:
+    args = ("--api-keys", KEY, "--max-batch-size", "1", "--reasoning-parser", "think")
+    with serving(*args, "--data-dir", str(tmp_path)) as server:
         yield server
 
 

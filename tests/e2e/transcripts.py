@@ -19,7 +19,7 @@ SENT, CAME, LEFT_OUT, HAPPENED = "→", "←", MORE, "#"
 
 _BLOCK = re.compile(r"^```\w*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _STRING_OR_MORE = re.compile(rf'"(?:[^"\\]|\\.)*"|\[{MORE}\]|{MORE}')
-_ID = re.compile(r"(resp|sess|strm|steer|msg)_[\w…]+")
+_ID = re.compile(r"(resp|sess|strm|steer|msg|call)_[\w…]+")
 EXACT = {"type", "object", "status", "code", "reason", "role", "param", "stream_id", "event_id"}
 
 

@@ -25,18 +25,24 @@ from hypothesis.stateful import (
 )
 
 from lmserve.bridge.fake import FakeEngine
-from lmserve.errors import AnswerNotFound
+from lmserve.errors import AnswerNotFound, InvalidField
 from lmserve.messages import unpack_ids
 from lmserve.service.answers import log as answer_log
 from lmserve.service.answers.answers import Answer
 from lmserve.service.answers.records import Ask, Record
+from lmserve.service.items import Call
 from lmserve.service.sessions.sessions import SessionKey
-from lmserve.settings import EngineSettings
+from lmserve.settings import EngineSettings, ServerSettings
 from lmserve.text.tokenizer import Tokenizer
-from tests.service.plain import Place, ask, finish, said, told
+from lmserve.types import Tool
+from tests.service.plain import Place, ask, finish, names, said, told
 from tests.service.talk import user
 
 T = TypeVar("T")
+
+SERVER = ServerSettings(tool_call_parser="hermes")
+TOOLS: dict[str, Any] = {"tools": (Tool("f"),), "splits": True}
+CALL = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
 
 TEXTS = st.text("ab<|> \n\u00e9", max_size=6)
 PIECES = st.lists(st.lists(st.sampled_from([97, 195, 169, 256, 300]), max_size=3), max_size=3)
@@ -89,6 +95,7 @@ class Known:
 
 class AnswersMachine(RuleBasedStateMachine):
     known = Bundle("known")
+    calling = Bundle("calling")  # answers that made a call, which waits for its output
 
     @initialize()
     def start(self) -> None:
@@ -97,6 +104,7 @@ class AnswersMachine(RuleBasedStateMachine):
         self.sessions: dict[str, Session] = {}
         self.responses: dict[str, Known] = {}
         self.keys: dict[str, str] = {}
+        self.steered: dict[str, list[str]] = {}  # what waits with a call
         self.flush_s, answer_log.FLUSH_S = answer_log.FLUSH_S, 0.0
         self.runner = asyncio.Runner()
         self.run(self.start_all())
@@ -104,7 +112,7 @@ class AnswersMachine(RuleBasedStateMachine):
     async def start_all(self) -> None:
         self.engine = FakeEngine(EngineSettings(engine="mock", session_len=8000))
         await self.engine.start()
-        self.place = Place(Path(self.folder.name) / "0", self.engine)
+        self.place = Place(Path(self.folder.name) / "0", self.engine, server=SERVER)
         await self.place.open()
         self.tokenizer: Tokenizer = (await self.place.service.model_text()).tokenizer
 
@@ -326,6 +334,58 @@ class AnswersMachine(RuleBasedStateMachine):
         self.engine._scripts.pop()
         return multiple()
 
+    @rule(target=calling, text=TEXTS, steers=st.lists(TEXTS, max_size=2))
+    def call(self, text, steers) -> str:
+        if steers:
+            self.engine.will_hang(CALL)
+        else:
+            self.engine.will_say(CALL)
+        answer = self.run(self.called(text, steers))
+        id = answer.record.id
+        assert [type(item) for item in answer.record.said] == [Call]
+        self.keep(answer, Session(answer.record.session, durable=True))
+        self.steered[id] = steers
+        return id
+
+    async def called(self, text: str, steers: list[str]) -> Answer:
+        answer = await self.place.answers.begin(ask(text, fields=TOOLS))
+        if steers:
+            with answer.stream.reading() as reader:
+                while "CallArguments" not in names(answer.stream):
+                    await reader.wait()
+                    reader.take()
+            for each in steers:
+                await self.place.answers.steer("", answer.record.id, [user(each)], each)
+            await self.place.answers.update("", answer.record.id, {"max_tokens": 1}, {})
+        await finish(answer)
+        assert await answer.successor() is None
+        return answer
+
+    @rule(id=consumes(calling), appended=st.booleans(), text=TEXTS)
+    def output(self, id, appended, text) -> None:
+        """It may come in a later life; what waited for it comes with it."""
+        first = self.responses[id].record
+        message = {"role": "tool", "content": text, "tool_call_id": first.said[0].id}
+        refused = ask("x", previous=id)
+        try:
+            self.run(self.place.answers.begin(refused))
+            raise AssertionError("the output was not missed")
+        except InvalidField:
+            pass
+        key = SessionKey("", first.session)
+        about: dict[str, Any] = {"previous": id, "fields": {"messages": [message]}}
+        if appended:
+            self.run(self.place.sessions.add(key, [message]))
+            about = {"session": key.id}
+        self.engine.will_say("Done")
+        made = self.run(self.finished(ask(**about))).record
+        line = self.run(self.place.sessions.line(key))
+        steers = self.steered.pop(id)
+        assert [node.message["content"] for node in line[2:]] == [text, *steers, "Done"]
+        record = self.run(self.place.answers.record("", id))
+        assert record.successor == (made.id if steers else None)
+        self.responses[id].record = record
+
     @rule(id=consumes(known))
     def delete(self, id) -> None:
         known = self.responses.pop(id, None)
@@ -393,7 +453,7 @@ class AnswersMachine(RuleBasedStateMachine):
         await self.place.close()
         if not kill:
             shutil.copytree(before, folder)
-        self.place = Place(folder, self.engine)
+        self.place = Place(folder, self.engine, server=SERVER)
         await self.place.open()
 
     def recovered(self, answer: Answer, before: Known, words: list[str], steers: list[str]) -> None:

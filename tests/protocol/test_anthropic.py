@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 
@@ -18,11 +19,23 @@ from lmserve.errors import (
     Overloaded,
     Unauthorized,
 )
-from lmserve.protocol.anthropic import CountTokensRequest, MessagesRequest
-from lmserve.protocol.anthropic_errors import error_body
-from lmserve.protocol.anthropic_events import closing, delta, opening
+from lmserve.protocol.anthropic.answers import Blocks
+from lmserve.protocol.anthropic.errors import error_body
+from lmserve.protocol.anthropic.events import MessageTeller
+from lmserve.protocol.anthropic.requests import CountTokensRequest, MessagesRequest
 from lmserve.protocol.decode import decode
-from lmserve.types import Done, Usage
+from lmserve.types import (
+    CallArguments,
+    CallBegun,
+    Content,
+    Done,
+    Part,
+    Reasoning,
+    Structure,
+    TextDelta,
+    ToolChoice,
+    Usage,
+)
 
 HI: dict[str, Any] = {"role": "user", "content": "hi"}
 USAGE = Usage(prompt_tokens=10, completion_tokens=3, cached_tokens=4)
@@ -30,6 +43,19 @@ USAGE = Usage(prompt_tokens=10, completion_tokens=3, cached_tokens=4)
 
 def text(*texts: str) -> list[dict[str, Any]]:
     return [{"type": "text", "text": text} for text in texts]
+
+
+def said(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": [*blocks]}
+
+
+def told(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": [*blocks]}
+
+
+FORM = {"type": "json_schema", "schema": {"type": "object"}}
+CALL = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"x": [1]}}
+RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "one"}
 
 
 def asked(*messages: dict[str, Any], **fields: Any) -> MessagesRequest:
@@ -93,7 +119,7 @@ def test_an_answer_that_has_begun() -> None:
         ({"messages": []}, "messages"),
         ({"messages": [], "system": "x"}, "messages"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         (
@@ -105,9 +131,27 @@ def test_an_answer_that_has_begun() -> None:
             "messages[0].content[1].text",
         ),
         ({"system": [{"type": "document"}]}, "system[0].type"),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
-        ({"tool_choice": {"type": "any"}}, "tool_choice"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
+        ({"tools": [{"name": "web", "type": "web_search_20250305"}]}, "tools[0].type"),
+        ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
+        ({"tool_choice": {"type": "some"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"thinking": {"type": "deep"}}, "thinking.type"),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 9}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "display": "x"}}, "thinking.display"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
+        ({"output_format": {"type": "json_schema"}}, "output_format.schema"),
+        ({"output_format": FORM, "output_config": {"format": FORM}}, "output_format"),
+        ({"messages": [HI, said({"type": "thinking", "thinking": "x"})]}, "messages[1].content[0]"),
+        ({"messages": [HI, said(CALL)]}, "messages[1].content[0]"),
+        ({"messages": [HI, said(CALL | {"name": None}), HI]}, "messages[1].content[0].name"),
+        ({"messages": [HI, said(CALL | {"id": None}), HI]}, "messages[1].content[0].id"),
+        ({"messages": [HI, said(CALL | {"input": "{}"}), HI]}, "messages[1].content[0].input"),
+        ({"messages": [told(CALL)]}, "messages[0].content[0].type"),
+        ({"messages": [told({"type": "tool_result"})]}, "messages[0].content[0].tool_use_id"),
+        (
+            {"messages": [told({**RESULT, "content": [{"type": "image"}]})]},
+            "messages[0].content[0].content[0].type",
+        ),
         ({"max_tokens": None}, "max_tokens"),
     ],
 )
@@ -139,14 +183,22 @@ def test_counting_asks_for_no_length() -> None:
         (Done("stop", USAGE, 7), ("end_turn", None)),
         (Done("length", USAGE), ("max_tokens", None)),
         (Done("abort", USAGE), ("pause_turn", None)),
+        (Done("tool_calls", USAGE), ("tool_use", None)),
     ],
 )
 def test_how_an_answer_ends(done: Done, told: tuple[str, str | None]) -> None:
     assert asked(stop_sequences=["end"]).stop_of(done) == told
 
 
+def teller(**options: Any) -> MessageTeller:
+    return MessageTeller("msg_1", "m", lambda: USAGE, **options)
+
+
 def test_the_events_to_the_byte() -> None:
-    assert opening("msg_1", "m", USAGE).split(b"\n\n") == [
+    telling = teller()
+    *opening, first, rest = telling.delta(TextDelta('ü"\n', [1])).split(b"\n\n")
+    assert rest == b""
+    assert opening == [
         (
             b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_1",'
             b'"type":"message","role":"assistant","model":"m","content":[],"stop_reason":null,'
@@ -158,16 +210,16 @@ def test_the_events_to_the_byte() -> None:
             b'"content_block":{"type":"text","text":""}}'
         ),
         b'event: ping\ndata: {"type":"ping"}',
-        b"",
     ]
     assert (
-        delta('ü"\n')
+        first
         == (
             'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-            '"delta":{"type":"text_delta","text":"ü\\"\\n"}}\n\n'
+            '"delta":{"type":"text_delta","text":"ü\\"\\n"}}'
         ).encode()
     )
-    assert closing("stop_sequence", "x", USAGE).split(b"\n\n") == [
+    assert telling.delta(TextDelta('ü"\n', [1])) == first + b"\n\n"
+    assert telling.final("stop_sequence", "x", USAGE).split(b"\n\n") == [
         b'event: content_block_stop\ndata: {"type":"content_block_stop","index":0}',
         (
             b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":'
@@ -179,6 +231,127 @@ def test_the_events_to_the_byte() -> None:
     ]
 
 
+def test_calls_and_their_results() -> None:
+    messages = asked(
+        HI,
+        said({"type": "thinking", "thinking": "hm", "signature": "s"}, *text("Wait."), CALL),
+        told(RESULT, {**RESULT, "content": text("a", "b"), "is_error": True}, *text("Go on.")),
+        told({"type": "tool_result", "tool_use_id": "toolu_2"}),
+    ).to_generate()
+    assert messages.messages == [
+        HI,
+        {
+            "role": "assistant",
+            "content": "Wait.",
+            "reasoning_content": "hm",
+            "tool_calls": [
+                {
+                    "id": "toolu_1",
+                    "type": "function",
+                    "function": {"name": "f", "arguments": {"x": [1]}},
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "one"},
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "Error: a\nb"},
+        {"role": "user", "content": "Go on."},
+        {"role": "tool", "tool_call_id": "toolu_2", "content": ""},
+    ]
+    assert not messages.continues
+
+
+def test_what_it_thought_before_its_beginning_is_not_shown_again() -> None:
+    thought = {"type": "redacted_thinking", "data": "x"}
+    request = asked(HI, said(thought, *text("Hel"))).to_generate()
+    assert request.continues
+    assert request.messages == [HI, {"role": "assistant", "content": "Hel"}]
+
+
+def test_tools_and_their_choice() -> None:
+    tool = {"name": "f", "description": "d", "input_schema": {"type": "object"}, "strict": True}
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    request = asked(tools=[tool], tool_choice=choice).to_generate()
+    (made,) = request.tools
+    assert (made.name, made.description, made.strict) == ("f", "d", True)
+    assert request.tool_choice == ToolChoice("required", None, parallel=False)
+    assert request.params["tool_parameters"] == "tools[{}].input_schema"
+    named = asked(tools=[tool], tool_choice={"type": "tool", "name": "f"}).to_generate()
+    assert named.tool_choice == ToolChoice("required", "f")
+
+
+@pytest.mark.parametrize(
+    ("thinking", "kwargs", "budget"),
+    [
+        (None, {"enable_thinking": False}, None),
+        ({"type": "disabled"}, {"enable_thinking": False}, None),
+        ({"type": "adaptive"}, {}, None),
+        ({"type": "enabled", "budget_tokens": 1024}, {"enable_thinking": True}, 1024),
+    ],
+)
+def test_thinking(thinking: Any, kwargs: dict[str, bool], budget: int | None) -> None:
+    request = asked(thinking=thinking, output_config={"effort": "low"}).to_generate()
+    assert request.chat_template_kwargs == kwargs | {"reasoning_effort": "low"}
+    assert request.thinking_budget == budget
+    assert request.params["thinking_budget"] == "thinking.budget_tokens"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"output_format": FORM}, "output_format.schema"),
+        ({"output_config": {"format": FORM}}, "output_config.format.schema"),
+    ],
+)
+def test_the_form_of_the_answer(fields: dict[str, Any], param: str) -> None:
+    assert asked(**fields).to_generate().structure == Structure(
+        "json_schema", {"type": "object"}, param
+    )
+
+
+PARTS: list[Part] = [
+    Reasoning("hm"),
+    Reasoning("!"),
+    Content("Wait"),
+    CallBegun(0, "call_1", "f"),
+    CallArguments(0, '{"x"'),
+    CallArguments(0, ": 1}"),
+    CallBegun(1, "call_2", "g"),
+    CallArguments(1, "[oh"),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("shows_thinking", [True, False])
+def test_the_blocks_of_an_answer_however_it_was_cut(size: int, shows_thinking: bool) -> None:
+    telling, blocks = teller(shows_thinking=shows_thinking), Blocks(shows_thinking=shows_thinking)
+    events = b""
+    for start in range(0, len(PARTS), size):
+        delta = TextDelta("raw", [1], PARTS[start : start + size])
+        blocks.add(delta)
+        events += telling.delta(delta)
+    events += telling.final("tool_use", None, USAGE)
+    made = orjson.loads(msgspec.json.encode(blocks.made()))
+    assert made == [
+        {"type": "thinking", "thinking": "hm!" * shows_thinking, "signature": "unsigned"},
+        {"type": "text", "text": "Wait"},
+        {"type": "tool_use", "id": "call_1", "name": "f", "input": {"x": 1}},
+        {"type": "tool_use", "id": "call_2", "name": "g", "input": {"INVALID_JSON": "[oh"}},
+    ]
+    streamed: list[dict[str, Any]] = []
+    for event in events.split(b"\n\n")[:-1]:
+        data = orjson.loads(event.partition(b"data: ")[2])
+        if data["type"] == "content_block_start":
+            assert data["index"] == len(streamed)
+            streamed.append(data["content_block"])
+        elif data["type"] == "content_block_delta":
+            assert data["index"] == len(streamed) - 1
+            ((name, piece),) = [item for item in data["delta"].items() if item[0] != "type"]
+            streamed[-1][name] = streamed[-1].get(name, "") + piece
+    assert [block.pop("partial_json", None) for block in streamed][2:] == ['{"x": 1}', "[oh"]
+    assert streamed[:2] == made[:2]
+    assert [block["name"] for block in streamed[2:]] == ["f", "g"]
+
+
 @pytest.mark.parametrize(
     ("error", "type"),
     [
@@ -186,7 +359,7 @@ def test_the_events_to_the_byte() -> None:
         (Unauthorized("bad"), "authentication_error"),
         (ModelNotFound("bad"), "not_found_error"),
         (BodyTooLarge("bad"), "request_too_large"),
-        (Overloaded("bad"), "overloaded_error"),
+        (Overloaded("bad"), "rate_limit_error"),
         (EngineUnavailable("bad"), "overloaded_error"),
         (DeadlineExceeded("bad"), "timeout_error"),
         (EngineError("bad"), "api_error"),

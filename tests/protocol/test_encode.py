@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from lmserve.errors import InvalidField, Overloaded
 from lmserve.protocol import encode
-from lmserve.protocol.chat import ChatCompletionResponse, ChatCompletionStreamResponse
-from lmserve.protocol.completions import CompletionResponse, CompletionStreamResponse
 from lmserve.protocol.errors import ErrorResponse, error_body, error_event
-from lmserve.types import Usage
+from lmserve.protocol.openai.chat_answers import ChatCompletionStreamResponse
+from lmserve.protocol.openai.completion_answers import CompletionStreamResponse
+from lmserve.protocol.usage import UsageInfo
+from lmserve.types import Done, TextDelta, Usage
 
 HEAD = encode.Head('id-"1"', 7, "a/b ü")
 USAGE = Usage(prompt_tokens=5, completion_tokens=3, cached_tokens=2)
@@ -50,7 +51,7 @@ def test_chat_chunks(include_usage: bool) -> None:
     assert final["choices"][0]["finish_reason"] == "stop"
     for chunk in (first, delta, final):
         assert ("usage" in chunk) == include_usage
-    usage = event(encoder.usage(USAGE), kind)
+    usage = event(encoder.usage(UsageInfo.of(USAGE)), kind)
     assert usage["choices"] == []
     assert usage["usage"] == {
         "prompt_tokens": 5,
@@ -64,7 +65,7 @@ def test_chat_chunks(include_usage: bool) -> None:
 def test_any_text_survives(text: str) -> None:
     chat = encode.ChatEncoder(HEAD, include_usage=False).delta(text)
     assert event(chat, ChatCompletionStreamResponse)["choices"][0]["delta"]["content"] == text
-    plain = encode.CompletionEncoder(HEAD, include_usage=True).delta(3, text)
+    plain = encode.CompletionEncoder(HEAD, include_usage=True).delta(3, TextDelta(text, []))
     assert event(plain, CompletionStreamResponse)["choices"][0] == {
         "index": 3,
         "text": text,
@@ -75,31 +76,26 @@ def test_any_text_survives(text: str) -> None:
 
 def test_completion_chunks() -> None:
     encoder = encode.CompletionEncoder(HEAD, include_usage=False)
-    final = event(encoder.final(1, "length"), CompletionStreamResponse)
+    final = event(encoder.final(1, Done("length", USAGE)), CompletionStreamResponse)
     assert final["choices"][0] == {
         "index": 1,
         "text": "",
         "logprobs": None,
         "finish_reason": "length",
     }
-    usage = event(encoder.usage(USAGE, USAGE), CompletionStreamResponse)
+    usage = event(encoder.usage(UsageInfo.of(USAGE, USAGE)), CompletionStreamResponse)
     assert usage["usage"]["total_tokens"] == 16
 
 
-def test_whole_answers() -> None:
-    chat = msgspec.json.decode(
-        encode.chat_response(HEAD, "hi", "stop", USAGE), type=ChatCompletionResponse
-    )
-    assert chat.choices[0].message.content == "hi"
-    assert chat.usage.prompt_tokens_details.cached_tokens == 2
-    plain = msgspec.json.decode(
-        encode.completion_response(HEAD, [("a", "stop"), ("b", "length")], [USAGE, USAGE]),
-        type=CompletionResponse,
-    )
-    assert [(c.index, c.text, c.finish_reason) for c in plain.choices] == [
-        (0, "a", "stop"),
-        (1, "b", "length"),
-    ]
+def test_a_prompt_of_several_answers_is_counted_once() -> None:
+    first = Usage(prompt_tokens=5, completion_tokens=3, cached_tokens=1, reasoning_tokens=2)
+    second = Usage(prompt_tokens=5, completion_tokens=4, cached_tokens=5)
+    usage = UsageInfo.of(first, second, num_prompts=1)
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (5, 7, 12)
+    assert usage.prompt_tokens_details.cached_tokens == 1
+    assert msgspec.to_builtins(usage)["completion_tokens_details"] == {"reasoning_tokens": 2}
+    assert "completion_tokens_details" not in msgspec.to_builtins(UsageInfo.of(second))
+    assert UsageInfo.of(first, second).prompt_tokens == 10
 
 
 def test_errors_speak_both_dialects() -> None:

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import orjson
 import pytest
 
 from lmserve.errors import InvalidField, LmserveError
-from lmserve.messages import EngineInfo
+from lmserve.messages import EngineInfo, TokenLogprob
 from lmserve.protocol.decode import decode
-from lmserve.protocol.ollama import (
-    OllamaChatRequest,
-    OllamaGenerateRequest,
-)
-from lmserve.protocol.ollama_answers import (
+from lmserve.protocol.ollama.answers import (
     OllamaChatResponse,
     OllamaEncoder,
     OllamaGenerateResponse,
     error_body,
 )
-from lmserve.protocol.ollama_models import OllamaShowRequest, model_of, show
-from lmserve.types import GenerateRequest, Usage
+from lmserve.protocol.ollama.models import OllamaShowRequest, model_of, running, show
+from lmserve.protocol.ollama.requests import OllamaChatRequest, OllamaGenerateRequest
+from lmserve.protocol.ollama.teller import OllamaTeller
+from lmserve.types import (
+    CallArguments,
+    CallBegun,
+    Content,
+    Done,
+    GenerateRequest,
+    Part,
+    Reasoning,
+    Structure,
+    TextDelta,
+    Tool,
+    Usage,
+)
+from tests.protocol.told import Bytes, Time
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -83,13 +94,44 @@ def test_a_prompt_is_a_turn_unless_raw() -> None:
     assert generate(prompt="hi").messages == HI
     asked = generate(prompt="hi", raw=True)
     assert (asked.text, asked.messages) == ("hi", None)
-    with pytest.raises(InvalidField, match="system goes not with raw"):
+    with pytest.raises(InvalidField, match="system cannot be used with raw"):
         generate(prompt="hi", raw=True, system="a")
 
 
-def test_thinking_can_be_turned_off() -> None:
-    assert chat(messages=HI).chat_template_kwargs == {}
-    assert chat(messages=HI, think=False).chat_template_kwargs == {"enable_thinking": False}
+@pytest.mark.parametrize(
+    ("think", "kwargs"),
+    [
+        (None, {}),
+        (False, {"enable_thinking": False}),
+        (True, {"enable_thinking": True}),
+        ("low", {"enable_thinking": True, "reasoning_effort": "low"}),
+    ],
+)
+def test_thinking(think: bool | str | None, kwargs: dict[str, Any]) -> None:
+    for asked in (chat(messages=HI, think=think), generate(prompt="a", think=think)):
+        assert (asked.chat_template_kwargs, asked.splits) == (kwargs, True)
+
+
+@pytest.mark.parametrize(
+    ("format", "structure"),
+    [
+        (None, None),
+        ("", None),
+        ("json", Structure("json_object", None, "format")),
+        ({"type": "object"}, Structure("json_schema", {"type": "object"}, "format")),
+    ],
+)
+def test_the_form_of_the_answer(format: Any, structure: Structure | None) -> None:
+    assert chat(messages=HI, format=format).structure == structure
+    assert generate(prompt="a", format=format, raw=True).structure == structure
+
+
+def test_tools_and_log_probabilities() -> None:
+    function = {"name": "f", "description": "d", "parameters": {"type": "object"}}
+    asked = chat(messages=HI, tools=[{"type": "function", "function": function}], logprobs=True)
+    assert asked.tools == (Tool("f", "d", {"type": "object"}),)
+    assert (asked.tool_choice.mode, asked.logprobs) == ("auto", 0)
+    assert generate(prompt="a", logprobs=True, top_logprobs=3).logprobs == 3
 
 
 def test_what_messages_hold() -> None:
@@ -97,24 +139,29 @@ def test_what_messages_hold() -> None:
     asked = chat(
         messages=[
             {"role": "assistant", "tool_calls": calls, "thinking": "hm", "images": []},
-            {"role": "tool", "content": "1", "tool_name": "f"},
+            {"role": "tool", "content": "1", "tool_name": "f", "tool_call_id": "c"},
         ]
     )
     assert asked.messages == [
-        {"role": "assistant", "content": "", "tool_calls": calls},
-        {"role": "tool", "content": "1", "name": "f"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": calls,
+            "reasoning_content": "hm",
+        },
+        {"role": "tool", "content": "1", "name": "f", "tool_call_id": "c"},
     ]
 
 
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"format": "json"}, "format"),
-        ({"format": {"type": "object"}}, "format"),
-        ({"tools": [{}]}, "tools"),
-        ({"think": True}, "think"),
-        ({"think": "high"}, "think"),
-        ({"logprobs": True}, "logprobs"),
+        ({"format": "xml"}, "format"),
+        ({"format": 7}, "format"),
+        ({"tools": [{}]}, "tools[0].function"),
+        ({"tools": [{"type": "web", "function": {"name": "f"}}]}, "tools[0].type"),
+        ({"think": "deeply"}, "think"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"options": {"mirostat": 2}}, "options.mirostat"),
         ({"options": {"typical_p": 0.5}}, "options.typical_p"),
         ({"options": {"temperature": "hot"}}, "options.temperature"),
@@ -137,25 +184,85 @@ def test_what_generate_refuses(fields: dict[str, Any]) -> None:
     assert caught.value.param == next(iter(fields))
 
 
+def teller(kind: Literal["chat", "generate"], model: str = "m") -> OllamaTeller:
+    return OllamaTeller(OllamaEncoder(model, kind), Bytes())
+
+
 def test_lines_are_what_the_document_says() -> None:
-    encoder = OllamaEncoder('a"b', "chat")
-    line = msgspec.json.decode(encoder.delta('"ü'), type=OllamaChatResponse)
+    telling = teller("chat", 'a"b')
+    line = msgspec.json.decode(telling.delta(TextDelta('"ü', [1])), type=OllamaChatResponse)
     assert (line.model, line.message.content, line.done) == ('a"b', '"ü', False)
-    last = msgspec.json.decode(
-        encoder.final("", "length", Usage(3, 2, 0), 100, 40), type=OllamaChatResponse
-    )
+    done = Done("length", Usage(3, 2, 0))
+    last = msgspec.json.decode(telling.last(done, Time(), 10**10), type=OllamaChatResponse)
     assert (last.done, last.done_reason, last.message.content) == (True, "length", "")
     assert (last.prompt_eval_count, last.eval_count) == (3, 2)
-    assert (last.total_duration, last.load_duration) == (100, 0)
-    assert (last.prompt_eval_duration, last.eval_duration) == (40, 60)
-    encoder = OllamaEncoder("m", "generate")
+    assert (last.total_duration, last.load_duration) == (10**10, 0)
+    assert (last.prompt_eval_duration, last.eval_duration) == (2 * 10**9, 10**9)
+    telling = teller("generate")
+    telling.add(TextDelta("Hi", [1]))
+    none = Done("abort", Usage(3, 0, 0))
     whole = msgspec.json.decode(
-        encoder.final("Hi", "abort", Usage(3, 0, 0), 100, None), type=OllamaGenerateResponse
+        telling.whole(none, Time(answer_s=0.0), 100), type=OllamaGenerateResponse
     )
-    assert (whole.response, whole.prompt_eval_duration, whole.eval_duration) == ("Hi", 100, 0)
-    load = msgspec.json.decode(encoder.load(), type=OllamaGenerateResponse)
-    assert (load.done, load.done_reason, load.response) == (True, "load", "")
+    assert (whole.response, whole.done_reason, whole.eval_duration) == ("Hi", "abort", 1)
+    load = msgspec.json.decode(OllamaEncoder("m", "chat").load(), type=OllamaChatResponse)
+    assert (load.done, load.done_reason, load.message.content) == (True, "load", "")
     assert load.created_at.endswith("Z") and len(load.created_at) == 27
+
+
+PARTS: list[Part] = [
+    Reasoning("hm"),
+    Content("Wait"),
+    Content("."),
+    CallBegun(0, "call_1", "f"),
+    CallArguments(0, '{"x"'),
+    CallArguments(0, ": 1}"),
+    CallBegun(1, "call_2", "g"),
+    CallArguments(1, "oh"),
+]
+CALLS = [
+    ("call_1", {"index": 0, "name": "f", "arguments": {"x": 1}}),
+    ("call_2", {"index": 1, "name": "g", "arguments": {"INVALID_JSON": "oh"}}),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_thinking_and_calls_however_they_were_cut(size: int) -> None:
+    telling, whole = teller("chat"), teller("chat")
+    lines = b""
+    for start in range(0, len(PARTS), size):
+        delta = TextDelta("raw", [1], PARTS[start : start + size])
+        whole.add(delta)
+        lines += telling.delta(delta)
+    done = Done("tool_calls", Usage(3, 2, 0, 1))
+    lines += telling.last(done, Time(), 10)
+    told = [msgspec.json.decode(line, type=OllamaChatResponse) for line in lines.splitlines()]
+    all_at_once = msgspec.json.decode(whole.whole(done, Time(), 10), type=OllamaChatResponse)
+    for messages in ([line.message for line in told], [all_at_once.message]):
+        assert "".join(message.content for message in messages) == "Wait."
+        assert "".join(message.thinking or "" for message in messages) == "hm"
+        calls = [call for message in messages for call in message.tool_calls or ()]
+        assert [(call.id, msgspec.to_builtins(call.function)) for call in calls] == CALLS
+    assert [line.done for line in told] == [False] * (len(told) - 1) + [True]
+    assert told[-1].done_reason == all_at_once.done_reason == "stop"
+    assert told[-2].message.tool_calls is not None
+
+
+@pytest.mark.parametrize("kind", ["chat", "generate"])
+def test_log_probabilities_come_with_their_line(kind: Literal["chat", "generate"]) -> None:
+    one = TokenLogprob(ord("a"), -0.5, [ord("b")], [-0.25])
+    delta = TextDelta("a", [ord("a")], None, [one])
+    told = {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": [ord("a")],
+        "top_logprobs": [{"token": "b", "logprob": -0.25, "bytes": [ord("b")]}],
+    }
+    assert orjson.loads(teller(kind).delta(delta))["logprobs"] == [told]
+    telling = teller(kind)
+    telling.add(delta)
+    whole = orjson.loads(telling.whole(Done("stop", Usage(3, 2, 0)), Time(), 10))
+    assert whole["logprobs"] == [told]
 
 
 def test_an_error_is_one_text() -> None:
@@ -205,9 +312,17 @@ def test_what_is_told_of_a_model() -> None:
     assert model.digest != model_of("smol", 0, info(weights="float32")).digest
     details = model.details
     assert (details.format, details.family, details.parameter_size) == ("gguf", "llama", "134.52M")
-    shown = show(0, info(model_path="/models/smol", num_parameters=8_030_261_248))
+    shown = show(
+        0,
+        info(model_path="/models/smol", num_parameters=8_030_261_248, hidden_size=576),
+        calls=True,
+        thinks=False,
+    )
     assert (shown.details.format, shown.details.parameter_size) == ("safetensors", "8.0B")
     assert shown.parameters == "temperature 0.2\ntop_p 0.9"
     assert shown.model_info["llama.context_length"] == 8192
-    assert shown.capabilities == ["completion"]
+    assert shown.model_info["llama.embedding_length"] == 576
+    assert shown.capabilities == ["completion", "embedding", "tools"]
+    loaded = running("smol", 0, info())
+    assert (loaded.digest, loaded.context_length) == (model.digest, 8192)
     assert b"/models" not in msgspec.json.encode([model, shown])

@@ -8,9 +8,11 @@ import msgspec
 import pytest
 
 from lmserve.errors import InvalidField
-from lmserve.protocol.chat import ChatCompletionRequest
-from lmserve.protocol.completions import MAX_PROMPTS, CompletionRequest
+from lmserve.protocol.openai.chat import ChatCompletionRequest
+from lmserve.protocol.openai.completions import CompletionRequest
 from lmserve.types import GenerateRequest
+
+HI = [{"role": "user", "content": "hi"}]
 
 
 def chat(messages: Any, **fields: Any) -> GenerateRequest:
@@ -40,6 +42,17 @@ def test_all_fields_arrive() -> None:
         ignore_eos=True,
         skip_special_tokens=False,
         chat_template_kwargs={"x": 1},
+        n=2,
+        logprobs=True,
+        top_logprobs=3,
+        prompt_logprobs=4,
+        logit_bias={"5": -1.5, "-6": 2},
+        allowed_token_ids=[1, 2],
+        bad_words=["no"],
+        include_stop_str_in_output=True,
+        thinking_token_budget=9,
+        return_progress=True,
+        stream=True,
     )
     assert request == GenerateRequest(
         model="m",
@@ -59,6 +72,17 @@ def test_all_fields_arrive() -> None:
         ignore_eos=True,
         skip_special_tokens=False,
         chat_template_kwargs={"x": 1},
+        n=2,
+        logprobs=3,
+        prompt_logprobs=4,
+        logit_bias={5: -1.5, -6: 2},
+        allowed_token_ids=(1, 2),
+        bad_words=("no",),
+        include_stop=True,
+        thinking_budget=9,
+        tell_progress=True,
+        splits=True,
+        params={"logprobs": "top_logprobs", "thinking_budget": "thinking_token_budget"},
     )
 
 
@@ -161,8 +185,73 @@ def test_prompts() -> None:
     assert completion("a", max_tokens=0)[0].max_tokens == 0  # refused by the validator
 
 
-@pytest.mark.parametrize("prompt", [[], ["a", 1], [1, [2]], ["a"] * (MAX_PROMPTS + 1)])
+@pytest.mark.parametrize("prompt", [[], ["a", 1], [1, [2]]])
 def test_prompts_that_make_no_sense(prompt: Any) -> None:
     with pytest.raises(InvalidField) as caught:
         completion(prompt)
     assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("fields", "kwargs"),
+    [
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
+        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        (
+            {"reasoning_effort": "high", "chat_template_kwargs": {"reasoning_effort": "max"}},
+            {"reasoning_effort": "max"},
+        ),
+    ],
+)
+def test_effort_is_a_variable_of_the_template(fields: Any, kwargs: Any) -> None:
+    assert chat(HI, **fields).chat_template_kwargs == kwargs
+
+
+def test_an_answer_that_is_begun() -> None:
+    messages = [*HI, {"role": "assistant", "content": "Once"}]
+    assert chat(messages, continue_final_message=True, add_generation_prompt=False).continues
+    assert not chat(messages).continues
+    for bad in (HI, [], "hi"):
+        with pytest.raises(InvalidField) as caught:
+            chat(bad, continue_final_message=True)
+        assert caught.value.param == "continue_final_message"
+
+
+def test_what_an_assistant_sent_back() -> None:
+    """As the clients' own types dump a message."""
+    dumped = {"role": "assistant", "content": None, "refusal": "no", "audio": None}
+    assert chat([dumped]).messages == [{"role": "assistant", "content": "no"}]
+    thought = {"role": "assistant", "content": "a", "reasoning_content": "b"}
+    assert chat([thought]).messages == [thought]
+    with pytest.raises(InvalidField) as caught:
+        chat([*HI, {"role": "assistant", "audio": {"id": "x"}}])
+    assert caught.value.param == "messages[1].audio"
+
+
+def test_more_of_completions() -> None:
+    (request,) = completion("a", echo=True, logprobs=2, max_tokens=0, prompt_logprobs=1)
+    assert (request.logprobs, request.prompt_logprobs, request.may_be_empty) == (2, 2, True)
+    (request,) = completion("a", logprobs=0)
+    assert (request.logprobs, request.prompt_logprobs, request.may_be_empty) == (0, None, False)
+    (request,) = completion("a", n=2, best_of=3)
+    assert (request.n, request.best_of) == (2, 3)
+    assert completion("a", stream=True, n=2, best_of=2, suffix="")
+
+
+@pytest.mark.parametrize(
+    ("ask", "fields", "param"),
+    [
+        (chat, {"top_logprobs": 2}, "top_logprobs"),
+        (chat, {"functions": [{"name": "f"}]}, "functions"),
+        (chat, {"add_generation_prompt": False}, "add_generation_prompt"),
+        (chat, {"stream_interval": 0}, "stream_interval"),
+        (chat, {"logit_bias": {"x": 1}}, "logit_bias"),
+        (chat, {"logit_bias": {"1" * 5000: 1}}, "logit_bias"),
+        (completion, {"suffix": "end"}, "suffix"),
+        (completion, {"best_of": 2, "stream": True}, "best_of"),
+    ],
+)
+def test_what_goes_not_together(ask: Any, fields: Any, param: str) -> None:
+    with pytest.raises(InvalidField) as caught:
+        ask(HI if ask is chat else "a", **fields)
+    assert caught.value.param == param

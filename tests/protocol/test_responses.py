@@ -9,9 +9,10 @@ import pytest
 
 from lmserve.errors import InvalidField
 from lmserve.protocol.decode import decode
-from lmserve.protocol.response_requests import ResponseCreate, ResponseSteer, ResponseUpdate
+from lmserve.protocol.responses.changes import ResponseSteer, ResponseUpdate
+from lmserve.protocol.responses.requests import ResponseCreate
 from lmserve.protocol.turns import TurnBody
-from lmserve.types import GenerateRequest
+from lmserve.types import GenerateRequest, Structure, Tool, ToolChoice
 
 
 def read(body: dict[str, Any]) -> ResponseCreate:
@@ -38,6 +39,27 @@ SAID = {  # as an answer of ours is sent back
 }
 
 
+THOUGHT = {
+    "id": "rs_2",
+    "type": "reasoning",
+    "status": "completed",
+    "summary": [],
+    "content": [{"type": "reasoning_text", "text": "Hm"}],
+}
+
+
+def call(id: str) -> dict[str, Any]:
+    return {"type": "function_call", "id": "fc_1", "call_id": id, "name": "f", "arguments": "{}"}
+
+
+def chat_call(id: str) -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def output(id: str) -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": id, "output": "12"}
+
+
 @pytest.mark.parametrize(
     ("given", "messages"),
     [
@@ -56,8 +78,22 @@ SAID = {  # as an answer of ours is sent back
             [{"type": "function_call_output", "call_id": "c1", "output": "12"}],
             [{"role": "tool", "content": "12", "tool_call_id": "c1"}],
         ),
+        ([{"type": "reasoning", "summary": [], "encrypted_content": "x"}, SAID],
+         [{"role": "assistant", "content": "Hello"}]),
+        ([SAID, SAID], [{"role": "assistant", "content": "Hello"}] * 2),
+        (
+            [THOUGHT, SAID, call("c1"), call("c2"), output("c1"), call("c3")],
+            [
+                {"role": "assistant", "content": "Hello", "reasoning_content": "Hm",
+                 "tool_calls": [chat_call("c1"), chat_call("c2")]},
+                {"role": "tool", "content": "12", "tool_call_id": "c1"},
+                {"role": "assistant", "content": None, "tool_calls": [chat_call("c3")]},
+            ],
+        ),
+        ([call("c1"), SAID],
+         [{"role": "assistant", "content": "Hello", "tool_calls": [chat_call("c1")]}]),
     ],
-)
+)  # fmt: skip
 def test_input(given: Any, messages: Any) -> None:
     assert to_generate(input=given).messages == messages
 
@@ -71,7 +107,12 @@ def test_input(given: Any, messages: Any) -> None:
         ([{"content": "hi"}], "input[0].role"),
         ([{"role": "user"}], "input[0].content"),
         ([{"role": "critic", "content": "hi"}], "input[0].role"),
-        ([SAID, {"type": "reasoning", "id": "r"}], "input[1].type"),
+        ([SAID, {"type": "computer_call", "id": "r"}], "input[1].type"),
+        ([{"type": "function_call", "name": "f", "arguments": "{}"}], "input[0].call_id"),
+        ([{"type": "function_call", "call_id": "c", "arguments": "{}"}], "input[0].name"),
+        ([{"type": "function_call", "call_id": "c", "name": "f"}], "input[0].arguments"),
+        ([{"type": "reasoning", "content": [text("input_text", "x")]}],
+         "input[0].content[0].type"),
         ([SAID, {"type": "item_reference", "id": "msg_1"}], "input[1].type"),
         ([{"role": "user", "content": [text("text", "a"), {"type": "input_image"}]}],
          "input[0].content[1].type"),
@@ -94,11 +135,50 @@ def test_settings() -> None:
     assert (request.max_tokens, request.temperature, request.top_p) == (3, 0.5, 0.9)
     assert (request.top_k, request.seed, request.stop) == (4, 7, ("x",))
     assert request.ignore_eos and request.owner == "me"
-    assert request.params == {
-        "messages": "input",
-        "prompt": "input",
-        "max_tokens": "max_output_tokens",
-    }
+    assert request.params["messages"] == request.params["prompt"] == "input"
+    assert request.params["max_tokens"] == "max_output_tokens"
+    assert request.splits and not request.tools and request.structure is None
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+WEATHER = {"type": "function", "name": "weather", "description": "Now", "parameters": SCHEMA}
+
+
+def test_tools() -> None:
+    request = to_generate(
+        tools=[WEATHER | {"strict": True}, {"type": "function", "name": "f"}],
+        tool_choice={"type": "function", "name": "f"},
+        parallel_tool_calls=False,
+    )
+    assert request.tools == (Tool("weather", "Now", SCHEMA, strict=True), Tool("f"))
+    assert request.tool_choice == ToolChoice("required", "f", parallel=False)
+
+
+@pytest.mark.parametrize(
+    ("form", "structure"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, Structure("json_object", None, "text.format")),
+        (
+            {"type": "json_schema", "name": "city", "schema": SCHEMA, "strict": True},
+            Structure("json_schema", SCHEMA, "text.format.schema"),
+        ),
+    ],
+)
+def test_forms(form: dict[str, Any], structure: Structure | None) -> None:
+    asked = read({"input": "hi", "text": {"format": form}})
+    assert asked.to_generate("").structure == structure
+    assert asked.told()["text"] == {"format": form}
+
+
+def test_reasoning() -> None:
+    request = to_generate(
+        reasoning={"effort": "none", "max_tokens": 5}, chat_template_kwargs={"a": 1}
+    )
+    assert request.thinking_budget == 5
+    assert request.params["thinking_budget"] == "reasoning.max_tokens"
+    kwargs = {"reasoning_effort": "none", "enable_thinking": False, "a": 1}
+    assert request.chat_template_kwargs == kwargs
 
 
 NOTHING: list[dict[str, Any]] = [
@@ -115,6 +195,25 @@ NOTHING: list[dict[str, Any]] = [
 ]
 
 
+LOGPROBS = "message.output_text.logprobs"
+
+
+@pytest.mark.parametrize(
+    ("body", "logprobs"),
+    [
+        ({}, None),
+        ({"top_logprobs": 0}, None),
+        ({"top_logprobs": 3}, 3),
+        ({"include": [LOGPROBS]}, 0),
+        ({"include": ["reasoning.encrypted_content", LOGPROBS], "top_logprobs": 20}, 20),
+    ],
+)
+def test_log_probabilities(body: dict[str, Any], logprobs: int | None) -> None:
+    request = to_generate(**body)
+    assert request.logprobs == logprobs
+    assert request.params.get("logprobs", "top_logprobs") == "top_logprobs"
+
+
 @pytest.mark.parametrize("body", NOTHING)
 def test_accepted(body: dict[str, Any]) -> None:
     to_generate(**body)
@@ -123,12 +222,15 @@ def test_accepted(body: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
-        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"tools": [WEATHER, {"type": "function"}]}, "tools[1].name"),
+        ({"tool_choice": "perhaps"}, "tool_choice"),
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
+        ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+        ({"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, "text.format"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
         ({"truncation": "auto"}, "truncation"),
-        ({"text": {"format": {"type": "json_schema"}}}, "text.format.type"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"include": ["message.output_text.logprobs"]}, "include"),
+        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"session_id": 3}, "session_id"),
         ({"background": True, "store": False}, "background"),

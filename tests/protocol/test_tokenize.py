@@ -11,6 +11,8 @@ from lmserve.errors import InvalidField
 from lmserve.protocol.decode import decode
 from lmserve.protocol.tokenize import DetokenizeRequest, TokenizeRequest
 
+TOOL = {"function": {"name": "f"}}
+
 
 def tokenize(**fields: Any) -> TokenizeRequest:
     return decode(orjson.dumps(fields), TokenizeRequest)[0]
@@ -43,14 +45,16 @@ def test_one_of_the_two(fields: dict[str, Any]) -> None:
     [
         ({"prompt": [1]}, "prompt"),
         ({"messages": [{"role": "x", "content": "a"}]}, "messages[0].role"),
-        ({"prompt": "a", "tools": [{}]}, "tools"),
+        ({"prompt": "a", "tools": [TOOL]}, "tools"),
+        ({"messages": [], "tools": [{"type": "x", **TOOL}]}, "tools[0].type"),
         ({"prompt": "a", "continue_final_message": True}, "continue_final_message"),
+        ({"messages": [], "continue_final_message": True}, "continue_final_message"),
         ({"prompt": "a", "chat_template": "x"}, "chat_template"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidField) as caught:
-        tokenize(**fields)
+        tokenize(**fields).to_generate()
     assert caught.value.param == param
 
 

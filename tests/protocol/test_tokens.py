@@ -9,11 +9,13 @@ import orjson
 import pytest
 
 from lmserve.errors import InvalidField
+from lmserve.messages import TokenLogprob
 from lmserve.protocol.control import AbortRequest, check_level, check_tags
 from lmserve.protocol.decode import decode
 from lmserve.protocol.health import HealthResponse
-from lmserve.protocol.tokens import EncodeRequest, GenerateReqInput, encode_output
-from lmserve.types import GenerateRequest, Usage
+from lmserve.protocol.tokens import EncodeRequest, GenerateReqInput, OutputEncoder
+from lmserve.types import Done, GenerateRequest, TextDelta, Usage
+from tests.protocol.told import Told
 
 
 def encode(**fields: Any) -> EncodeRequest:
@@ -60,12 +62,11 @@ def test_a_prompt_is_text_or_ids() -> None:
 @pytest.mark.parametrize(
     ("name", "neutral", "other"),
     [
-        ("return_logprob", False, True),
         ("top_logprobs_num", 0, 3),
         ("logprob_start_len", -1, 0),
         ("image_data", [], ["http://x/y.png"]),
         ("return_routed_experts", False, True),
-        ("include_stop_str_in_output", False, True),
+        ("n", 1, 2),
     ],
 )
 def test_what_is_not_served_is_refused(name: str, neutral: Any, other: Any) -> None:
@@ -77,10 +78,15 @@ def test_what_is_not_served_is_refused(name: str, neutral: Any, other: Any) -> N
 
 
 def test_an_output() -> None:
-    usage = Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1)
-    middle = orjson.loads(encode_output("a", [5], usage, None))
+    done = Done("length", Usage(prompt_tokens=3, completion_tokens=2, cached_tokens=1))
+    asked = GenerateReqInput(prompt="a")
+    encoder = OutputEncoder(asked, Told(usage=done.usage, unshown_ids=[6]))
+    middle = orjson.loads(encoder.chunk(TextDelta("a", [5])))
+    assert (middle["text"], middle["output_ids"]) == ("a", [5])
     assert middle["meta_info"]["finish_reason"] is None
-    assert orjson.loads(encode_output("ab", [5, 6], usage, "length")) == {
+    encoder = OutputEncoder(asked, Told(usage=done.usage, unshown_ids=[6]))
+    encoder.add(TextDelta("ab", [5]))
+    assert orjson.loads(encoder.end(done)) == {
         "text": "ab",
         "output_ids": [5, 6],
         "meta_info": {
@@ -95,6 +101,32 @@ def test_an_output() -> None:
             "routed_experts": None,
         },
     }
+
+
+def test_logprobs_of_an_output() -> None:
+    asked = GenerateReqInput(
+        prompt="a", return_logprob=True, top_logprobs_num=1, logprob_start_len=0
+    )
+    request = asked.to_generate()
+    assert (request.logprobs, request.prompt_logprobs, request.prompt_logprobs_start) == (1, 1, 0)
+    source = Told(
+        prompt_ids=[7, 8],
+        prompt_logprobs=[TokenLogprob(8, -0.5, [9], [-0.25])],
+    )
+    encoder = OutputEncoder(asked, source)
+    told = [TokenLogprob(5, -1.0, [6], [-0.75])]
+    first = orjson.loads(encoder.chunk(TextDelta("a", [5], logprobs=told)))["meta_info"]
+    assert first["input_token_logprobs"] == [[None, 7], [-0.5, 8]]
+    assert first["input_top_logprobs"] == [None, [[-0.25, 9]]]
+    assert first["output_token_logprobs"] == [[-1.0, 5]]
+    assert first["output_top_logprobs"] == [[[-0.75, 6]]]
+    second = orjson.loads(encoder.chunk(TextDelta("b", [6], logprobs=[])))["meta_info"]
+    assert second["input_token_logprobs"] is None
+    assert second["output_token_logprobs"] == []
+    for name in ("top_logprobs_num", "logprob_start_len"):
+        with pytest.raises(InvalidField) as caught:
+            generate(prompt="a", **{name: 1})
+        assert caught.value.param == name
 
 
 def test_who_is_to_be_aborted() -> None:

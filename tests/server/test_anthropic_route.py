@@ -164,7 +164,7 @@ async def test_counting(client: TestClient, fake: Any) -> None:
     [
         ({"messages": []}, 400, "invalid_request_error", "messages is empty"),
         ({"messages": 7}, 400, "invalid_request_error", "messages must be an array"),
-        ({"tools": [{"name": "f"}]}, 400, "invalid_request_error", "tools is not supported yet"),
+        ({"tools": [{"name": "f g"}]}, 400, "invalid_request_error", "'f g': it must have 1 to"),
         ({"model": "claude"}, 404, "not_found_error", "'claude' is not served here"),
     ],
 )
@@ -181,12 +181,13 @@ async def test_refusals(
             "error": {"type": type},
             "request_id": response.headers["X-Request-Id"],
         }
+        assert response.headers["request-id"] == response.headers["X-Request-Id"]
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"stop_sequences": ["a", ""]}, "stop_sequences[1] has 0 characters"),
+        ({"stop_sequences": ["a", ""]}, "stop_sequences[1] is empty"),
         ({"stop_sequences": ["a"] * 17}, "stop_sequences has 17 strings"),
         ({"temperature": 2.5}, "temperature is 2.5"),
         ({"max_tokens": 0}, "max_tokens is 0"),

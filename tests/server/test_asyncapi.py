@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from aiohttp.test_utils import TestClient
 
-from lmserve.protocol.response_events import RESPONSE_EVENTS, event_name
+from lmserve.protocol.responses.events import RESPONSE_EVENTS, event_name
 from lmserve.server.socket.connection import EVENTS
 from lmserve.settings import SessionSettings, Settings
 from tests.server.sockets import connected

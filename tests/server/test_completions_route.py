@@ -165,8 +165,26 @@ async def test_merge_leaves_no_task() -> None:
     assert asyncio.all_tasks() == before
 
 
-async def test_a_form_that_is_not_served_is_refused_and_not_ignored(client: TestClient) -> None:
-    body = {"prompt": "hi", "response_format": {"type": "json_object"}}
-    response = await client.post("/v1/completions", json=body)
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"suffix": "."}, "suffix"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"prompt": ["a"] * 20, "n": 20}, "n"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"logit_bias": {"a": 1}}, "logit_bias"),
+        ({"return_logprob": True}, "return_logprob"),
+    ],
+)
+async def test_what_is_refused(
+    client: TestClient, fake: Any, fields: dict[str, Any], param: str
+) -> None:
+    response = await client.post(URL, json={"prompt": "hi"} | fields)
     assert response.status == 400
-    assert (await response.json())["error"]["param"] == "response_format"
+    assert (await response.json())["error"]["param"] == param
+    assert fake.submits == []

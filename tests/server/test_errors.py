@@ -62,8 +62,8 @@ async def refusal(response: Any, status: int) -> dict[str, Any]:
         ({"stop_token_ids": [-1]}, "stop_token_ids"),
         ({"stop_token_ids": [2**31]}, "stop_token_ids"),
         ({"messages": []}, "messages"),
-        ({"n": 2}, "n"),
-        ({"logprobs": True}, "logprobs"),
+        ({"n": 129}, "n"),
+        ({"top_logprobs": 1}, "top_logprobs"),
     ],
 )
 async def test_fields_out_of_range(

@@ -11,26 +11,41 @@ import pytest
 from openai.types import responses as sdk
 from pydantic import BaseModel
 
-from lmserve.protocol.response_events import RESPONSE_EVENTS, event_name
-from lmserve.protocol.response_requests import ResponseCreate
-from lmserve.server.narrator import ResponseNarrator
-from lmserve.server.response_views import input_item, response_object
+from lmserve.protocol.responses.events import RESPONSE_EVENTS, event_name
+from lmserve.protocol.responses.requests import ResponseCreate
+from lmserve.server.responses.item_views import input_items
+from lmserve.server.responses.narrator import ResponseNarrator
+from lmserve.server.responses.views import response_object
 from lmserve.service.answers.records import (
     Queued,
     Record,
     SteerApplied,
     Steered,
     SteerFailed,
+    SteerPending,
     Updated,
 )
+from lmserve.service.items import Items
 from lmserve.service.sessions.tree import Node
 from lmserve.service.streams.stream import StreamEvent
-from lmserve.types import Usage
+from lmserve.types import (
+    CallArguments,
+    CallBegun,
+    Content,
+    Part,
+    Reasoning,
+    TextDelta,
+    Usage,
+)
 from tests.server.sdk_types import TYPES
 
 
 def a_record(**changes: Any) -> Record:
-    told = ResponseCreate(input="hi", temperature=0.5, metadata={"a": "b"}).told()
+    body = b"""{"input": "hi", "temperature": 0.5, "metadata": {"a": "b"}, "tool_choice":
+        {"type": "function", "name": "f"}, "tools": [{"type": "function", "name": "f"}],
+        "text": {"format": {"type": "json_schema", "name": "x", "schema": {}}},
+        "reasoning": {"effort": "low", "summary": "auto"}}"""
+    told = msgspec.json.decode(body, type=ResponseCreate).told()
     record = Record(
         id="resp_1",
         owner="",
@@ -71,7 +86,7 @@ def test_an_answer() -> None:
     narrator = ResponseNarrator()
     events = [*narrator.opening(a_record(), 0)]
     for text in ("", "Hel", 'lo"\n\u2028'):
-        events += narrator.delta(text, len(events))
+        events += narrator.delta(TextDelta(text, []), len(events))
     events += narrator.closing(an_end(text='Hello"\n\u2028'), len(events))
     told = read(events)
     assert [each["type"] for each in told] == [
@@ -103,9 +118,81 @@ def test_an_answer() -> None:
 def test_numbers_go_on_where_they_are_told_to() -> None:
     narrator = ResponseNarrator()
     narrator.opening(a_record(), 0)
-    read(narrator.delta("a", 7), first=7)
-    read(narrator.delta("b", 10), first=10)
+    read(narrator.delta(TextDelta("a", []), 7), first=7)
+    read(narrator.delta(TextDelta("b", []), 10), first=10)
     read(narrator.closing(an_end(), 11), first=11)
+
+
+SAID: list[Part] = [
+    Reasoning("H"),
+    Reasoning("m"),
+    Content("Let me see."),
+    CallBegun(0, "call_a", "f"),
+    CallArguments(0, '{"a":'),
+    CallArguments(0, "1}"),
+    CallBegun(1, "call_b", "g"),
+    CallArguments(1, "{}"),
+    Content("Now wait."),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 9])
+def test_items_are_told_one_after_another(size: int) -> None:
+    """However the parts come together, and whoever tells the end."""
+    record = an_end(text="raw", items=Items(SAID).whole(cut=False))
+    narrator = ResponseNarrator()
+    events = [*narrator.opening(a_record(), 0)]
+    for begin in range(0, len(SAID), size):
+        events += narrator.delta(TextDelta("x", [], SAID[begin : begin + size]), len(events))
+    events += ResponseNarrator().closing(record, len(events))
+    told = read(events)[2:-1]
+    text, thought, call = "output_text", "reasoning_text", "function_call_arguments"
+
+    def item(*names: str) -> list[str]:
+        return ["output_item.added", *names, "output_item.done"]
+
+    def part(kind: str, num_deltas: int) -> list[str]:
+        deltas = [f"{kind}.delta"] * num_deltas
+        return item("content_part.added", *deltas, f"{kind}.done", "content_part.done")
+
+    assert [each["type"].removeprefix("response.") for each in told] == [
+        *part(thought, 2),
+        *part(text, 1),
+        *item(f"{call}.delta", f"{call}.delta", f"{call}.done"),
+        *item(f"{call}.delta", f"{call}.done"),
+        *part(text, 1),
+    ]
+    output = orjson.loads(events[-1].data)["response"]["output"]
+    assert output == [each["item"] for each in told if each["type"].endswith("item.done")]
+    assert [each["id"] for each in output] == ["rs_2", "msg_2", "fc_2_2", "fc_2_3", "msg_2_4"]
+    assert [each["type"] for each in output] == [
+        "reasoning", "message", "function_call", "function_call", "message",
+    ]  # fmt: skip
+    assert {each["status"] for each in output} == {"completed"}
+    assert output[0]["content"] == [{"type": "reasoning_text", "text": "Hm"}]
+    assert output[2] | {"id": ""} == {
+        "type": "function_call", "id": "", "call_id": "call_a", "name": "f",
+        "arguments": '{"a":1}', "status": "completed",
+    }  # fmt: skip
+    for each in told:
+        index = each["output_index"]
+        assert each.get("item_id", output[index]["id"]) == output[index]["id"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "statuses"),
+    [
+        (SAID[:2], ["incomplete"]),
+        (SAID[:5], ["completed", "completed", "incomplete"]),
+        (SAID[:6], ["completed", "completed", "completed"]),  # the call was whole
+    ],
+)
+def test_an_answer_that_was_cut(parts: list[Part], statuses: list[str]) -> None:
+    items = Items(parts).whole(cut=True)
+    record = an_end(status="incomplete", reason="steered", text="raw", items=items)
+    told = read(ResponseNarrator().closing(record, 0))
+    assert [each["status"] for each in told[-1]["response"]["output"]] == statuses
+    sdk.Response.model_validate_json(msgspec.json.encode(response_object(record)), strict=True)
 
 
 def test_an_answer_that_says_nothing() -> None:
@@ -173,6 +260,11 @@ def test_notices() -> None:
     }
     steer = {"id": "steer_1", "previous_response_id": "resp_1"}
     assert tell(Steered(id="steer_1", response="resp_1")) == {"steer": steer}
+    assert tell(SteerPending("steer_1", "resp_1", {"call_a": "f"})) == {
+        "steer": steer,
+        "reason": "waiting_for_required_input",
+        "required_input": [{"type": "function_call_output", "call_id": "call_a", "name": "f"}],
+    }
     failed = SteerFailed("steer_1", "resp_1", "response_already_completed", "too late", "stop")
     assert tell(failed) == {
         "steer": steer | {"input": "stop"},
@@ -224,5 +316,5 @@ def test_objects_are_what_the_client_takes_them_for(changes: dict[str, Any]) -> 
     ],
 )
 def test_items(message: dict[str, Any], kind: type[BaseModel]) -> None:
-    item = input_item(Node(1, None, message, 0.0, 0))
+    [item] = input_items(Node(1, None, message, 0.0, 0))
     kind.model_validate_json(msgspec.json.encode(item), strict=True)

@@ -31,7 +31,7 @@ async def lines(client: TestClient, path: str, **fields: Any) -> list[dict[str, 
 
 def counts(line: dict[str, Any]) -> tuple[int, int]:
     durations = [line[f"{name}_duration"] for name in ("prompt_eval", "eval", "load")]
-    assert line["total_duration"] == sum(durations) > 0 and min(durations) >= 0
+    assert line["total_duration"] >= sum(durations) > 0 and min(durations) >= 0
     return line["prompt_eval_count"], line["eval_count"]
 
 
@@ -114,8 +114,11 @@ async def test_who_leaves_ends_the_answer(client: TestClient, fake: Any) -> None
     ("path", "fields", "status", "says"),
     [
         (CHAT, {"messages": HI, "model": "other"}, 404, "'other' is not served"),
-        (CHAT, {"messages": HI, "format": "json"}, 400, "format is not supported"),
-        (CHAT, {"messages": HI, "tools": [{}]}, 400, "tools is not supported"),
+        (CHAT, {"messages": HI, "format": "xml"}, 400, "format is 'xml'"),
+        (CHAT, {"messages": HI, "format": {"type": "x"}}, 400, "format"),
+        (CHAT, {"messages": HI, "tools": [{}]}, 400, "tools[0].function is required"),
+        (CHAT, {"messages": HI, "tools": [{"function": {"name": ""}}]}, 400, "tools[0]"),
+        (CHAT, {"messages": HI, "logprobs": True, "top_logprobs": 21}, 400, "top_logprobs is 21"),
         (CHAT, {"messages": "hi"}, 400, "messages must be an array"),
         (CHAT, {"messages": HI, "options": {"num_predict": 0}}, 400, "options.num_predict is 0"),
         (CHAT, {"messages": HI, "options": {"repeat_penalty": 9}}, 400, "options.repeat_penalty"),
@@ -127,6 +130,12 @@ async def test_who_leaves_ends_the_answer(client: TestClient, fake: Any) -> None
         (GENERATE, {"prompt": "a" * 10**6}, 400, "context length"),
         ("/api/show", {}, 400, "model is required"),
         ("/api/show", {"model": "other"}, 404, "'other' is not served"),
+        ("/api/embed", {}, 400, "input is required"),
+        ("/api/embed", {"input": []}, 400, "input is empty"),
+        ("/api/embed", {"input": ["a", ""]}, 400, "input[1] is empty"),
+        ("/api/embed", {"input": "a" * 10_000, "truncate": True}, 400, "context length"),
+        ("/api/embed", {"input": "a", "model": "other"}, 404, "'other' is not served"),
+        ("/api/embeddings", {"input": "a"}, 400, "prompt is required"),
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
@@ -145,13 +154,22 @@ async def test_what_is_refused(
     assert fake.submits == []
 
 
+async def test_more_dimensions_than_there_are(client: TestClient) -> None:
+    status, body = await post(client, "/api/embed", input="a", dimensions=10**6)
+    assert (status, list(body)) == (400, ["error"]) and "dimensions" in body["error"]
+
+
 async def test_errors_of_the_path_itself(client: TestClient, fake: Any) -> None:
     response = await client.post(CHAT, data=b"{")
     assert response.status == 400 and "not valid JSON" in (await response.json())["error"]
     response = await client.get(CHAT)
     assert response.status == 405 and "use POST" in (await response.json())["error"]
     await fake.sleep()
-    for asked in (client.get("/api/tags"), client.post(CHAT, json={"messages": HI})):
+    for asked in (
+        client.get("/api/tags"),
+        client.get("/api/ps"),
+        client.post(CHAT, json={"messages": HI}),
+    ):
         response = await asked
         assert response.status == 503 and isinstance((await response.json())["error"], str)
 
@@ -164,6 +182,11 @@ async def test_what_is_served(client: TestClient, fake: Any) -> None:
         assert status == 200
         assert shown["details"] == model["details"]
         assert shown["model_info"]["mock.context_length"] == fake.info.max_model_len
+        assert shown["capabilities"] == ["completion", "embedding", "tools"]
+        assert "message['role']" in shown["template"]
+    (loaded,) = (await (await client.get("/api/ps")).json())["models"]
+    assert loaded["digest"] == model["digest"]
+    assert loaded["context_length"] == fake.info.max_model_len
     version = await (await client.get("/api/version")).json()
     assert list(version) == ["version"]
 

@@ -158,13 +158,21 @@ async def test_input_items(api: AsyncOpenAI, fake: Any) -> None:
     first = await api.responses.create(input=[{"role": "developer", "content": "Be kind."},
                                               {"role": "user", "content": "hi"}])  # fmt: skip
     second = await api.responses.create(
-        input=[{"type": "function_call_output", "call_id": "c", "output": "12"}],
+        input=[
+            {
+                "type": "reasoning",
+                "id": "rs_1",
+                "summary": [{"type": "summary_text", "text": "Hm"}],
+            },
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "12"},
+        ],
         previous_response_id=first.id,
     )
     raw = await api.responses.input_items.with_raw_response.list(second.id, order="asc")
     listed = ResponseItemList.model_validate_json(raw.content, strict=True)
     assert [getattr(item, "role", item.type) for item in listed.data] == [
-        "system", "user", "assistant", "function_call_output",
+        "system", "user", "assistant", "reasoning", "function_call", "function_call_output",
     ]  # fmt: skip
     assert [item.id for item in listed.data][2] == first.output[0].id
     paged = [item.id async for item in api.responses.input_items.list(second.id, limit=1)]
@@ -449,7 +457,7 @@ REFUSED: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"input": "hi", "temperature": 9}, 400, "invalid_value", "temperature"),
     ({"input": "hi", "max_output_tokens": 0}, 400, "invalid_value", "max_output_tokens"),
     ({"input": "x" * 10_000}, 400, "context_length_exceeded", "input"),
-    ({"input": "hi", "tools": [{"type": "function"}]}, 400, "invalid_value", "tools"),
+    ({"input": "hi", "tools": [{"type": "function"}]}, 400, "invalid_value", "tools[0].name"),
     (
         {"input": "hi", "previous_response_id": "resp_none"},
         404,

@@ -127,6 +127,15 @@ async def test_adding_messages_without_an_answer(talk: Talk, fake: Any) -> None:
     assert await talk.line() == ["hi", "Hello", "yo", "good"]
 
 
+async def test_adding_an_answer_that_only_calls(talk: Talk) -> None:
+    """It has no content: null, or left out."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for answer in ({"content": None}, {}):
+        message = {"role": "assistant", "tool_calls": [call], **answer}
+        added = await talk.post("/messages", {"messages": [HI, message]})
+        assert [message["role"] for message in added["data"]] == ["user", "assistant"]
+
+
 async def test_an_answer_tells_how_it_was_made(talk: Talk, fake: Any) -> None:
     fake.will_say("Hello").will_say("A long", " story", finish="length")
     await talk.turn(input="hi")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jinja2
 import msgspec
 import pytest
 from aiohttp.test_utils import TestClient
@@ -69,6 +70,31 @@ async def test_without_the_beginning_of_an_answer(client: TestClient) -> None:
     assert await post(client, "/detokenize", tokens=body["tokens"]) == (200, {"prompt": RENDERED})
 
 
+async def test_tools_are_told_as_chat_tells_them(client: TestClient, fake: Any) -> None:
+    asked = {"messages": HI, "tools": [{"type": "function", "function": {"name": "look_up"}}]}
+    await client.post(CHAT, json=asked | {"max_tokens": 1})
+    ran = unpack_ids(fake.submits[0].token_ids)
+    status, body = await post(client, "/tokenize", **asked)
+    assert (status, body["tokens"]) == (200, ran)
+    _, body = await post(client, RENDER, **asked)
+    assert body["token_ids"] == ran and "look_up" in body["prompt"]
+    status, body = await post(client, "/tokenize", messages=HI, tools=[{"function": {"name": ""}}])
+    assert (status, body["error"]["param"]) == (400, "tools[0]")
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_an_answer_that_has_begun(client: TestClient, begins: bool) -> None:
+    asked = {
+        "messages": [*HI, {"role": "assistant", "content": "Hel"}],
+        "continue_final_message": True,
+        "add_generation_prompt": begins,
+    }
+    _, body = await post(client, RENDER, **asked)
+    assert body["prompt"] == OPENED + "Hel"
+    _, tokenized = await post(client, "/tokenize", **asked)
+    assert tokenized["tokens"] == body["token_ids"]
+
+
 async def test_special_tokens_around_it(client: TestClient, fake: Any) -> None:
     fake.info = msgspec.structs.replace(fake.info, bos_token="<|endoftext|>", add_bos=True)
     for fields, has_bos in (
@@ -124,3 +150,12 @@ async def test_without_an_engine(client: TestClient, fake: Any) -> None:
     await fake.sleep()
     status, body = await post(client, "/tokenize", prompt="a")
     assert (status, body["error"]["code"]) == (503, "engine_unavailable")
+
+
+async def test_what_a_client_needs_to_know_of_the_tokenizer(client: TestClient, fake: Any) -> None:
+    response = await client.get("/tokenizer_info")
+    info = await response.json()
+    assert (response.status, info["bos_token"], info["eos_token"]) == (200, None, "<|im_end|>")
+    assert info["model_max_length"] == fake.info.max_model_len
+    template = jinja2.Environment().from_string(info["chat_template"])
+    assert template.render(messages=HI, add_generation_prompt=True) == OPENED

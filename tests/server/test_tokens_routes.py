@@ -125,7 +125,9 @@ async def test_a_stream_that_fails_says_so(client: TestClient, fake: Any) -> Non
         ({"input_ids": [10**6]}, "input_ids[0]"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
         ({"prompt": "a", "top_p": 0}, "top_p"),
-        ({"prompt": "a", "return_logprob": True}, "return_logprob"),
+        ({"prompt": "a", "top_logprobs_num": 1}, "top_logprobs_num"),
+        ({"prompt": "a", "return_logprob": True, "top_logprobs_num": 21}, "top_logprobs_num"),
+        ({"prompt": "a", "return_routed_experts": True}, "return_routed_experts"),
     ],
 )
 async def test_bad_prompts(client: TestClient, fields: dict[str, Any], param: str) -> None:

@@ -17,8 +17,14 @@ from lmserve.service.sessions.sessions import Sessions
 from lmserve.service.streams.stream import Stream, StreamEvent
 from lmserve.service.streams.streams import Streams
 from lmserve.service.warm.warming import Warming
-from lmserve.settings import EngineSettings, SessionSettings, Settings, StreamSettings
-from lmserve.types import GenerateRequest
+from lmserve.settings import (
+    EngineSettings,
+    ServerSettings,
+    SessionSettings,
+    Settings,
+    StreamSettings,
+)
+from lmserve.types import CallBegun, GenerateRequest, TextDelta
 
 
 class PlainNarrator:
@@ -29,8 +35,14 @@ class PlainNarrator:
         assert record.ended is None
         return (event("created", number, record.id), event("in_progress", number + 1, record.id))
 
-    def delta(self, text: str, number: int) -> Sequence[StreamEvent]:
-        return (event("delta", number, text),)
+    def delta(self, delta: TextDelta, number: int) -> Sequence[StreamEvent]:
+        if delta.parts is None:
+            return (event("delta", number, delta.text),)
+        parts = [part for part in delta.parts if not isinstance(part, CallBegun)]
+        return [
+            event(type(part).__name__, number + index, part.text)
+            for index, part in enumerate(parts)
+        ]
 
     def notice(self, notice: Notice, number: int) -> StreamEvent:
         return event(type(notice).__name__, number, repr(notice))
@@ -63,7 +75,7 @@ def said(stream: Stream) -> str:
 
 def ask(*texts: str, owner: str = "", fields: dict[str, Any] | None = None, **about: Any) -> Ask:
     messages: list[dict[str, Any]] = [{"role": "user", "content": text} for text in texts]
-    return Ask(owner, GenerateRequest(messages=messages, **(fields or {})), **about)
+    return Ask(owner, GenerateRequest(**({"messages": messages} | (fields or {}))), **about)
 
 
 async def finish(answer: Answer) -> Record:
@@ -79,11 +91,21 @@ class Place:
     """A server's parts, that can die and come again in the same folder."""
 
     def __init__(
-        self, folder: Path, engine: FakeEngine, *, warmth: Warming | None = None, **streams: Any
+        self,
+        folder: Path,
+        engine: FakeEngine,
+        *,
+        warmth: Warming | None = None,
+        server: ServerSettings | None = None,
+        **streams: Any,
     ):
         self.engine = engine
         self._options = SessionSettings(data_dir=str(folder))
-        settings = Settings(engine=EngineSettings(engine="mock"), sessions=self._options)
+        settings = Settings(
+            engine=EngineSettings(engine="mock"),
+            sessions=self._options,
+            server=server or ServerSettings(),
+        )
         self.service = Service(engine, settings, Metrics(engine, settings))
         self.sessions = Sessions(self.service, self._options, clock=self.clock, warmth=warmth)
         self.streams = Streams(StreamSettings(**streams))

@@ -71,18 +71,6 @@ async def test_several_inputs_become_one_successor(place: Place, engine: FakeEng
     assert [node.message["content"] for node in line] == ["hi", "a", "one", "two", "three", "B"]
 
 
-async def test_a_tools_output_may_come_in_mid_answer(place: Place, engine: FakeEngine) -> None:
-    engine.will_hang("a").will_say("B")
-    answer = await place.answers.begin(ask("hi"))
-    output = {"role": "tool", "content": "42", "tool_call_id": "call_1"}
-    await place.answers.steer("", answer.record.id, [output], [output])
-    successor = await answer.successor()
-    assert successor is not None
-    await finish(successor)
-    line = await place.sessions.line(SessionKey("", answer.record.session))
-    assert line[2].message == output
-
-
 async def test_an_answer_that_ends_by_itself_meanwhile_is_followed(
     place: Place, engine: FakeEngine
 ) -> None:

@@ -205,7 +205,7 @@ async def test_it_is_stopped_while_others_wait_and_goes_on_after(
 async def test_it_is_not_begun_while_the_server_is_half_full(
     engine: FakeEngine, sessions: Sessions, drafts: Drafts, service: Service, begun: None
 ) -> None:
-    service._admission._max_requests = 2
+    service._admission.max_requests = 2
     engine.will_hang("on and on")
     turn = await sessions.turn(OTHER, ask("x"), keep=True)
     with turn.generation.lease():

@@ -11,6 +11,7 @@ from lmserve.errors import InvalidField, PromptTooLong, RequestError
 from lmserve.messages import EngineInfo
 from lmserve.sampling import SamplingParams
 from lmserve.service import limits
+from lmserve.service.limits.sampling import _RANGES
 from lmserve.types import GenerateRequest
 
 INFO = EngineInfo(
@@ -116,7 +117,7 @@ def test_a_seed_is_drawn_where_none_is_given() -> None:
     ("stop", "param"),
     [
         (("",), "stop[0]"),
-        (("a", "x" * 1001), "stop[1]"),
+        (("a", ""), "stop[1]"),
         (tuple("abcdefghijklmnopq"), "stop"),
     ],
 )
@@ -125,7 +126,7 @@ def test_stop_strings(stop: tuple[str, ...], param: str) -> None:
 
 
 def test_as_many_stops_as_allowed() -> None:
-    assert validate(stop=("x" * 1000,) * 16)
+    assert validate(stop=("x" * 100_000,) * 16)
 
 
 @pytest.mark.parametrize("bad", [-1, 100, 2**31, 2**63])
@@ -215,7 +216,7 @@ numbers = st.none() | st.floats() | st.integers()
 
 
 @given(
-    numbers=st.fixed_dictionaries(dict.fromkeys(limits._RANGES, numbers)),
+    numbers=st.fixed_dictionaries(dict.fromkeys(_RANGES, numbers)),
     top_k=st.none() | st.integers(),
     seed=st.none() | st.integers(),
     max_tokens=st.none() | st.integers(),
@@ -231,7 +232,7 @@ def test_what_passes_is_in_range_and_crosses_the_bridge(
     except RequestError as error:
         assert error.param
         return
-    for name, (least, greatest, _) in limits._RANGES.items():
+    for name, (least, greatest, _) in _RANGES.items():
         assert least <= getattr(sampling, name) <= greatest
     assert 0 <= sampling.top_k <= INFO.vocab_size
     assert 1 <= sampling.max_tokens <= INFO.max_model_len - num_prompt_tokens

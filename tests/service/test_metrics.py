@@ -155,7 +155,7 @@ async def test_each_way_to_end_is_counted_once(
     engine.will_hang()
     with (await service.generate(TEXT)).lease():
         pass
-    assert metrics.finished == {"stop": 1, "length": 0, "abort": 1, "error": 1}
+    assert metrics.finished == {"stop": 1, "length": 0, "tool_calls": 0, "abort": 1, "error": 1}
 
 
 async def test_engine_restarts_are_counted(

@@ -10,6 +10,7 @@ import pytest
 from msgspec import UNSET
 
 from lmserve.errors import InvalidField, SessionNotFound, SetupError, StoreError
+from lmserve.service.store import forgetting
 from lmserve.service.store import trees as store_tree
 from lmserve.service.store.store import Entry, Line, SessionKey, Store
 from lmserve.types import History
@@ -128,15 +129,15 @@ def test_half_of_a_surrogate_pair_is_the_callers_mistake(store: Store) -> None:
 def test_an_old_session_is_forgotten_and_told_once(store: Store) -> None:
     store.add(ONE, turn(10, first=True), 1.0)
     store.add(TWO, turn(20, first=True), 5.0)
-    assert store.expire(5.0, "too old", NOBODY, 9.0) == 1
+    assert forgetting.expire(store, 5.0, "too old", NOBODY, 9.0) == 1
     assert store.load(ONE, "k") == Line()
     assert history(store, TWO) is not None
-    assert (store.take_lost(ONE), store.take_lost(ONE)) == ("too old", None)
+    assert (forgetting.take_lost(store, ONE), forgetting.take_lost(store, ONE)) == ("too old", None)
 
 
 def test_a_busy_session_does_not_expire(store: Store) -> None:
     store.add(ONE, turn(10, first=True), 1.0)
-    assert store.expire(5.0, "too old", {ONE}, 9.0) == 0
+    assert forgetting.expire(store, 5.0, "too old", {ONE}, 9.0) == 0
     assert history(store) is not None
 
 
@@ -149,8 +150,8 @@ def test_the_session_unused_longest_makes_room(
 ) -> None:
     for used, key in enumerate((TWO, ONE, THREE)):
         store.add(key, turn(10, first=True), float(used))
-    assert store.make_room(max_sessions, max_tokens, "room", NOBODY, 9.0) == gone
-    lost = [key for key in (TWO, ONE, THREE) if store.take_lost(key)]
+    assert forgetting.make_room(store, max_sessions, max_tokens, "room", NOBODY, 9.0) == gone
+    lost = [key for key in (TWO, ONE, THREE) if forgetting.take_lost(store, key)]
     assert lost == [TWO, ONE, THREE][:gone]
 
 
@@ -158,8 +159,8 @@ def test_texts_that_were_never_run_take_room_too(store: Store) -> None:
     store.add(ONE, [Entry({"role": "user", "content": "x" * 4000})], 0.0)
     assert store.load(ONE, "k").num_tokens == 0
     store.add(TWO, turn(10, first=True), 1.0)
-    assert store.make_room(9, 1000, "room", NOBODY, 9.0) == 1
-    assert store.take_lost(ONE) == "room"
+    assert forgetting.make_room(store, 9, 1000, "room", NOBODY, 9.0) == 1
+    assert forgetting.take_lost(store, ONE) == "room"
     assert history(store, TWO) is not None
 
 
@@ -167,39 +168,43 @@ def test_a_line_rendered_anew_takes_its_room_twice(store: Store) -> None:
     store.add(ONE, turn(10, first=True), 0.0)
     store.add(ONE, turn(20, first=True), 1.0)
     assert store.load(ONE, "k").num_tokens == 3
-    assert store.make_room(9, 5, "room", NOBODY, 9.0) == 1
+    assert forgetting.make_room(store, 9, 5, "room", NOBODY, 9.0) == 1
 
 
 def test_a_busy_session_makes_no_room(store: Store) -> None:
     for used, key in enumerate((ONE, TWO)):
         store.add(key, turn(10, first=True), float(used))
-    assert store.make_room(1, 100, "room", {ONE}, 9.0) == 1
-    assert store.take_lost(TWO) == "room"
+    assert forgetting.make_room(store, 1, 100, "room", {ONE}, 9.0) == 1
+    assert forgetting.take_lost(store, TWO) == "room"
     assert history(store, ONE) is not None
 
 
 def test_a_forgotten_session_begins_anew(store: Store) -> None:
     store.add(ONE, turn(10, first=True), 1.0)
-    store.expire(5.0, "too old", NOBODY, 9.0)
+    forgetting.expire(store, 5.0, "too old", NOBODY, 9.0)
     store.add(ONE, turn(20, first=True), 10.0)
     assert history(store) == History([20, 21, 22], 2)
-    assert store.take_lost(ONE) is None
+    assert forgetting.take_lost(store, ONE) is None
 
 
 def test_a_deleted_session_leaves_no_reason(store: Store) -> None:
     store.add(ONE, turn(10, first=True), 1.0)
-    store.expire(5.0, "too old", NOBODY, 9.0)
+    forgetting.expire(store, 5.0, "too old", NOBODY, 9.0)
     store.delete(ONE)
-    assert store.take_lost(ONE) is None
+    assert forgetting.take_lost(store, ONE) is None
 
 
 def test_reasons_are_bounded(store: Store) -> None:
     for now, key in enumerate((ONE, TWO, THREE)):
         store.add(key, turn(10, first=True), 0.0)
-        store.expire(0.5, "too old", NOBODY, float(now))
-    store.drop_lost(10**30)  # as many as there are
-    store.drop_lost(2)
-    assert [store.take_lost(key) for key in (ONE, TWO, THREE)] == [None, "too old", "too old"]
+        forgetting.expire(store, 0.5, "too old", NOBODY, float(now))
+    forgetting.drop_lost(store, 10**30)  # as many as there are
+    forgetting.drop_lost(store, 2)
+    assert [forgetting.take_lost(store, key) for key in (ONE, TWO, THREE)] == [
+        None,
+        "too old",
+        "too old",
+    ]
 
 
 # --- the disk -----------------------------------------------------------------------------
@@ -222,7 +227,7 @@ def test_a_read_only_database_is_still_read(store: Store) -> None:
     store._connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError, match="readonly"):
         store.add(ONE, turn(20), 2.0)
-    assert store.take_lost(ONE) is None
+    assert forgetting.take_lost(store, ONE) is None
     assert history(store) == History([10, 11, 12], 2)
 
 
@@ -407,7 +412,7 @@ def test_other_sessions_are_not_gone_through(store: Store, statement: str) -> No
 def test_what_is_forgotten_leaves_no_words(store: Store) -> None:
     store.add(ONE, turn(10, first=True), 1.0)
     store_tree.update(store, ONE, "a title", UNSET, 1.0)
-    store.expire(5.0, "it was old", NOBODY, 6.0)
+    forgetting.expire(store, 5.0, "it was old", NOBODY, 6.0)
     rows = store._connection.execute("SELECT * FROM sessions").fetchall()
     assert rows == [(1, "", "1", None, None, 0, 0, 1.0, 6.0, "it was old")]
     assert store._connection.execute("SELECT count(*) FROM messages").fetchone() == (0,)

@@ -12,6 +12,7 @@ import pytest
 from lmserve.errors import AnswerConflict, MessageNotFound, SessionNotFound, StoreError
 from lmserve.service.answers.records import Record
 from lmserve.service.store import answers as store_answers
+from lmserve.service.store import forgetting
 from lmserve.service.store import recovery as store_recovery
 from lmserve.service.store import trees as store_tree
 from lmserve.service.store.file import open_memory
@@ -104,7 +105,7 @@ def test_with_its_session_an_answer_leaves_no_trace(store: Store, how: str) -> N
     if how == "delete":
         store.delete(ONE)
     else:
-        store.expire(9.0, "old", NOBODY, 9.0)
+        forgetting.expire(store, 9.0, "old", NOBODY, 9.0)
     for table in ("messages", "responses", "chunks"):
         assert store._connection.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     store_answers.add_chunk(store, "resp_1", Chunk(2, events(2)))

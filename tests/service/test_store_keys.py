@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lmserve.service.store import forgetting
 from lmserve.service.store import keys as store_keys
 from lmserve.service.store.file import open_memory
 from lmserve.service.store.store import Entry, SessionKey, Store
@@ -29,7 +30,7 @@ def test_forgotten_sessions_are_none(tmp_path: Path) -> None:
     try:
         for now, id in enumerate("ab"):
             store.add(SessionKey("owner", id), [Entry(user("hi"))], float(now))
-        store.expire(1.0, "too old", (), 2.0)
+        forgetting.expire(store, 1.0, "too old", (), 2.0)
         assert store_keys.living(store) == [SessionKey("owner", "b")]
     finally:
         store.close()

@@ -125,10 +125,10 @@ class Ledger:
 
     def _steered(self, seen: Seen) -> tuple[Asked | None, Response]:
         steer = response_in(seen.steer)
-        failed = seen.type == "response.steer.failed"
+        waits = seen.type in ("response.steer.failed", "response.steer.pending")
         for asked in self:
-            if failed and asked.goes_on and asked.response == steer.previous_response_id:
-                self.drop(asked)  # nothing follows it
+            if waits and asked.goes_on and asked.response == steer.previous_response_id:
+                self.drop(asked)  # nothing follows it by itself
         for asked in self:
             id = steer.previous_response_id
             if asked.type == "response.steer" and asked.response == id:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from uuid import uuid4
 
@@ -11,23 +11,21 @@ from aiohttp import web
 
 from lmserve.edge.keyring import OWNER
 from lmserve.edge.middlewares import REQUEST_ID
-from lmserve.protocol import anthropic_events as wire
-from lmserve.protocol.anthropic import (
+from lmserve.protocol.anthropic.answers import Blocks, MessagesResponse, MessagesUsage
+from lmserve.protocol.anthropic.errors import AnthropicErrorResponse, error_body, error_event
+from lmserve.protocol.anthropic.events import MESSAGE_EVENTS, MessageTeller
+from lmserve.protocol.anthropic.requests import (
     CountTokensRequest,
     CountTokensResponse,
     MessagesRequest,
-    MessagesResponse,
-    MessagesUsage,
-    TextBlock,
 )
-from lmserve.protocol.anthropic_errors import AnthropicErrorResponse, error_body, error_event
 from lmserve.protocol.openapi import Operation, Query
 from lmserve.server import body, sse
 from lmserve.server.keys import SERVICE, SETTINGS
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
 from lmserve.service.encode import Form
-from lmserve.service.generate import Generation, collect
-from lmserve.types import Done, TextDelta
+from lmserve.service.generate import Generation, read
+from lmserve.types import TextDelta
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
@@ -38,40 +36,56 @@ async def messages(request: web.Request) -> web.StreamResponse:
     with generation.lease():
         id = f"msg_{uuid4().hex}"
         if asked.stream:
+            teller = MessageTeller(
+                id,
+                generation.model,
+                lambda: generation.usage,
+                shows_thinking=asked.shows_thinking,
+            )
             return await sse.send(
                 request,
-                stream_events(id, asked, generation),
+                stream_events(asked, generation, teller),
                 timeout_s,
-                lambda write: generation.follow(lambda delta: write(wire.delta(delta.text))),
+                _follow(generation, teller),
                 end_with=partial(error_event, request_id=request[REQUEST_ID]),
             )
-        text, done = await collect(generation)
-    answer = whole(id, asked, generation.model, text, done)
+        answer = await whole(id, asked, generation)
     return await sse.send_whole(request, json_response(answer), timeout_s)
 
 
 async def stream_events(
-    id: str, asked: MessagesRequest, generation: Generation
+    asked: MessagesRequest, generation: Generation, teller: MessageTeller
 ) -> AsyncGenerator[bytes, None]:
-    """One delta a step; before the first, what opens the message: by then it is known how much
-    of the prompt was cached."""
-    is_open = False
+    """What a step says; first of all what opens the message: by then it is known how much of the
+    prompt was cached."""
     async for event in generation.events():
-        opening = b"" if is_open else wire.opening(id, generation.model, generation.usage)
-        is_open = True
         if isinstance(event, TextDelta):
-            yield opening + wire.delta(event.text)
+            if told := teller.delta(event):
+                yield told
         else:
-            yield opening + wire.closing(*asked.stop_of(event), event.usage)
+            yield teller.final(*asked.stop_of(event), event.usage)
 
 
-def whole(id: str, asked: MessagesRequest, model: str, text: str, done: Done) -> bytes:
+def _follow(generation: Generation, teller: MessageTeller) -> sse.Follow:
+    async def follow(write: Callable[[bytes], bool]) -> None:
+        def show(delta: TextDelta) -> bool:
+            told = teller.delta(delta)
+            return not told or write(told)
+
+        await generation.follow(show)
+
+    return follow
+
+
+async def whole(id: str, asked: MessagesRequest, generation: Generation) -> bytes:
+    blocks = Blocks(shows_thinking=asked.shows_thinking)
+    done = await read(generation, blocks.add)
     reason, sequence = asked.stop_of(done)
     return msgspec.json.encode(
         MessagesResponse(
             id=id,
-            model=model,
-            content=[TextBlock(text=text)],
+            model=generation.model,
+            content=blocks.made(),
             stop_reason=reason,
             stop_sequence=sequence,
             usage=MessagesUsage.of(done.usage),
@@ -111,7 +125,7 @@ ROUTES = [
             request=MessagesRequest,
             example=_EXAMPLE | {"max_tokens": 64},
             response=MessagesResponse,
-            events=(*wire.MESSAGE_EVENTS, AnthropicErrorResponse),
+            events=(*MESSAGE_EVENTS, AnthropicErrorResponse),
             numbered=False,
             headers=_HEADERS,
             statuses=GENERATE_STATUSES,

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
 from uuid import uuid4
 
 from aiohttp import web
 
-from lmserve.protocol.chat import (
-    ChatCompletionRequest,
+from lmserve.protocol.encode import DONE, ChatEncoder, Head
+from lmserve.protocol.openai.chat import ChatCompletionRequest
+from lmserve.protocol.openai.chat_answers import (
     ChatCompletionResponse,
     ChatCompletionStreamResponse,
 )
-from lmserve.protocol.encode import DONE, ChatEncoder, Head, chat_response
+from lmserve.protocol.openai.chat_teller import ChatTeller
+from lmserve.protocol.openai.plain import Extras
 from lmserve.protocol.openapi import Operation
+from lmserve.protocol.usage import UsageInfo
+from lmserve.server import sse
+from lmserve.server.routes import telling
 from lmserve.server.routes.generating import HEADERS, STATUSES, Plain, Reply, answer
 from lmserve.server.routes.route import Route
-from lmserve.service.generate import Generation, collect
-from lmserve.types import TextDelta
+from lmserve.service.generate import Generation
+from lmserve.types import Content, TextDelta, Usage
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -25,34 +31,82 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 def reply(asked: ChatCompletionRequest, generations: Sequence[Generation]) -> Reply:
-    (generation,) = generations
-    head = Head(f"chatcmpl-{uuid4().hex}", generation.created, generation.model)
-    encoder = ChatEncoder(head, include_usage=asked.include_usage)
+    first, extras = generations[0], asked.extras
+    head = Head(f"chatcmpl-{uuid4().hex}", first.created, first.model)
+    encoder = ChatEncoder(head, include_usage=extras.include_usage)
+    tellers = [
+        ChatTeller(head, index, generation, extras, generation.vocabulary)
+        for index, generation in enumerate(generations)
+    ]
 
-    async def whole() -> bytes:
-        text, done = await collect(generation)
-        return chat_response(head, text, done.finish_reason, done.usage)
+    def usage(usages: Sequence[Usage]) -> bytes:
+        return encoder.usage(UsageInfo.of(*usages, num_prompts=1)) if extras.include_usage else b""
 
-    return Reply(
-        chunks=lambda: stream_chunks(generation, encoder, asked.include_usage),
-        follow=lambda write: generation.follow(lambda delta: write(encoder.delta(delta.text))),
-        whole=whole,
-    )
+    if extras.any or len(generations) > 1:
+        tell, end = telling.tell_richly(tellers), telling.end_richly(tellers)
+        chunks = partial(telling.chunks, generations, tell, end, usage)
+        follow = telling.follow_one(generations, tell)
+    else:
+        chunks = partial(stream_chunks, first, encoder, tellers[0], usage)
+        follow = _follow(first, encoder, tellers[0])
+    return Reply(chunks=chunks, follow=follow, whole=partial(whole, extras, generations, tellers))
+
+
+async def whole(
+    extras: Extras, generations: Sequence[Generation], tellers: Sequence[ChatTeller]
+) -> bytes:
+    dones = await telling.whole(generations, tellers)
+
+    def encode() -> bytes:
+        choices = [teller.choice(done) for teller, done in zip(tellers, dones, strict=True)]
+        usage = UsageInfo.of(*[done.usage for done in dones], num_prompts=1)
+        return tellers[0].response(choices, usage)
+
+    return await telling.encoded(extras, encode)
+
+
+# --- one choice, of nothing but what it says ----------------------------------------------
 
 
 async def stream_chunks(
-    generation: Generation, encoder: ChatEncoder, include_usage: bool
+    generation: Generation,
+    encoder: ChatEncoder,
+    teller: ChatTeller,
+    usage: telling.EncodeUsage,
 ) -> AsyncGenerator[bytes, None]:
     """One chunk a step; the first also says the role, the last also ends the stream."""
     role = encoder.first()
+    teller.begun()
     async for event in generation.events():
         if isinstance(event, TextDelta):
-            if event.text:
-                yield role + encoder.delta(event.text)
+            if chunk := _chunk(event, encoder, teller):
+                yield role + chunk
                 role = b""
         else:
-            usage = encoder.usage(event.usage) if include_usage else b""
-            yield role + encoder.final(event.finish_reason) + usage + DONE
+            yield role + encoder.final(event.finish_reason) + usage([event.usage]) + DONE
+
+
+def _follow(generation: Generation, encoder: ChatEncoder, teller: ChatTeller) -> sse.Follow:
+    async def follow(write: Callable[[bytes], bool]) -> None:
+        def show(delta: TextDelta) -> bool:
+            if delta.parts is None:
+                return write(encoder.delta(delta.text))
+            chunk = _chunk(delta, encoder, teller)
+            return not chunk or write(chunk)
+
+        await generation.follow(show)
+
+    return follow
+
+
+def _chunk(delta: TextDelta, encoder: ChatEncoder, teller: ChatTeller) -> bytes:
+    """b"" where there is nothing to say yet."""
+    parts = delta.parts
+    if parts is None:
+        return encoder.delta(delta.text)
+    if len(parts) == 1 and isinstance(parts[0], Content):
+        return encoder.delta(parts[0].text)
+    return teller.delta(delta)
 
 
 PLAIN = Plain(

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
+from functools import partial
 from uuid import uuid4
 
 from aiohttp import web
 
-from lmserve.protocol.completions import (
-    CompletionRequest,
-    CompletionResponse,
-    CompletionStreamResponse,
-)
-from lmserve.protocol.encode import DONE, CompletionEncoder, Head, completion_response
+from lmserve.protocol.encode import CompletionEncoder, Head
+from lmserve.protocol.openai.completion_answers import CompletionResponse, CompletionStreamResponse
+from lmserve.protocol.openai.completion_teller import CompletionTeller
+from lmserve.protocol.openai.completions import CompletionRequest
 from lmserve.protocol.openapi import Operation
-from lmserve.server import sse
+from lmserve.protocol.usage import UsageInfo
+from lmserve.server.routes import telling
 from lmserve.server.routes.generating import HEADERS, STATUSES, Plain, Reply, answer
-from lmserve.server.routes.merge import merge
 from lmserve.server.routes.route import Route
-from lmserve.service.generate import Generation, collect
-from lmserve.types import TextDelta, Usage
+from lmserve.service.generate import Generation, best
+from lmserve.types import Usage
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -28,45 +26,71 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 
 def reply(asked: CompletionRequest, generations: Sequence[Generation]) -> Reply:
-    first = generations[0]
+    first, extras = generations[0], asked.extras
     head = Head(f"cmpl-{uuid4().hex}", first.created, first.model)
-    encoder = CompletionEncoder(head, include_usage=asked.include_usage)
+    encoder = CompletionEncoder(head, include_usage=extras.include_usage)
 
-    async def whole() -> bytes:
-        answers = [await collect(generation) for generation in generations]
-        return completion_response(
-            head,
-            [(text, done.finish_reason) for text, done in answers],
-            [done.usage for _, done in answers],
-        )
+    def usage(usages: Sequence[Usage]) -> bytes:
+        if not extras.include_usage:
+            return b""
+        return encoder.usage(UsageInfo.of(*usages, num_prompts=asked.num_prompts))
 
+    if extras.any:
+        tellers = _tellers(asked, generations, head)
+        tell, end = telling.tell_richly(tellers), telling.end_richly(tellers)
+    else:
+        tell, end = encoder.delta, encoder.final
     return Reply(
-        chunks=lambda: stream_chunks(generations, encoder, asked.include_usage),
-        follow=_follow(first, encoder) if len(generations) == 1 else None,
-        whole=whole,
+        chunks=partial(telling.chunks, generations, tell, end, usage),
+        follow=telling.follow_one(generations, tell),
+        whole=partial(whole, asked, generations, head),
     )
 
 
-def _follow(generation: Generation, encoder: CompletionEncoder) -> sse.Follow:
-    return lambda write: generation.follow(lambda delta: write(encoder.delta(0, delta.text)))
+def _tellers(
+    asked: CompletionRequest, generations: Sequence[Generation], head: Head
+) -> list[CompletionTeller]:
+    num_answers = len(generations) // asked.num_prompts
+    return [
+        CompletionTeller(
+            head,
+            index,
+            generation,
+            asked.extras,
+            generation.vocabulary,
+            prompt=asked.prompt_text(index // num_answers, generation.vocabulary),
+            skip_special=asked.skip_special_tokens is not False,
+        )
+        for index, generation in enumerate(generations)
+    ]
 
 
-async def stream_chunks(
-    generations: Sequence[Generation], encoder: CompletionEncoder, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    """Chunks of all prompts as they come; the last of all also ends the stream."""
-    usages: list[Usage] = []
-    async with aclosing(merge([generation.events() for generation in generations])) as events:
-        async for index, event in events:
-            if isinstance(event, TextDelta):
-                if event.text:
-                    yield encoder.delta(index, event.text)
-                continue
-            usages.append(event.usage)
-            end = b""
-            if len(usages) == len(generations):
-                end = (encoder.usage(*usages) if include_usage else b"") + DONE
-            yield encoder.final(index, event.finish_reason) + end
+async def whole(asked: CompletionRequest, generations: Sequence[Generation], head: Head) -> bytes:
+    tellers = _tellers(asked, generations, head)
+    dones = await telling.whole(generations, tellers)
+
+    def encode() -> bytes:
+        choices = []
+        for index, picked in enumerate(_chosen(asked, generations)):
+            tellers[picked].index = index
+            choices.append(tellers[picked].choice(dones[picked]))
+        usage = UsageInfo.of(*[done.usage for done in dones], num_prompts=asked.num_prompts)
+        return tellers[0].response(choices, usage)
+
+    return await telling.encoded(asked.extras, encode)
+
+
+def _chosen(asked: CompletionRequest, generations: Sequence[Generation]) -> list[int]:
+    """Which of them are told: all, or the best answers to each prompt."""
+    num_answers = len(generations) // asked.num_prompts
+    if num_answers == asked.n_or_1:
+        return [*range(len(generations))]
+    places = {generation: place for place, generation in enumerate(generations)}
+    groups = [
+        generations[start : start + num_answers]
+        for start in range(0, len(generations), num_answers)
+    ]
+    return [places[one] for group in groups for one in best(group, asked.n_or_1)]
 
 
 PLAIN = Plain(body=CompletionRequest, requests=CompletionRequest.to_generate, reply=reply)

@@ -84,18 +84,30 @@ async def answer(request: web.Request, plain: Plain[T]) -> web.StreamResponse:
     return await sse.send_whole(request, json_response(whole), timeout_s)
 
 
+async def whole(
+    app: web.Application, plain: Plain[T], asked: T, owner: str
+) -> tuple[bytes, Sequence[Generation]]:
+    """The answer and what it was made of, for one who is not at the other end of a connection."""
+    generations = await app[SERVICE].generate_all(plain.requests(asked, owner))
+    with ExitStack() as leases:
+        for generation in generations:
+            leases.enter_context(generation.lease())
+        return await plain.reply(asked, generations).whole(), generations
+
+
 # --- kept ---------------------------------------------------------------------------------
 
 
 async def _keep(request: web.Request, plain: Plain[T]) -> web.StreamResponse:
     owner = request[OWNER]
-    timeout_s = request.app[SETTINGS].server.write_timeout_s
+    server = request.app[SETTINGS].server
+    timeout_s, keep_alive_s = server.write_timeout_s, server.keep_alive_s
     async with body.reading(request, plain.body) as asked:
         recipe = _recipe(request.app, plain, asked, owner)
         key = await _key(request, asked, owner)
         making = request.app[RESUMABLE].make(owner, recipe, key)
         await making.started()
-    await making.begun()
+    await making.begun((keep_alive_s or None) if asked.stream else None)
     if asked.stream:
         return await sse.send_stream(request, making.stream, timeout_s)
     (event,) = making.stream.since(0)

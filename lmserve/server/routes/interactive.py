@@ -131,7 +131,7 @@ async def _say(
         yield answer + b"\n"
 
     timeout_s = request.app[SETTINGS].server.write_timeout_s
-    return await sse.send(request, line(), timeout_s, late=lambda: _headers(key))
+    return await sse.send(request, line(), timeout_s, late=lambda: _headers(key), keep_alive=False)
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -162,6 +162,7 @@ async def _stream(
         lambda write: turn.generation.follow(lambda delta: write(encoder.delta(delta))),
         end_with=lambda error: encoder.failed(error) + b"\n",
         late=lambda: _headers(key, turn),
+        keep_alive=False,
     )
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from lmserve.protocol import sessions as wire
 from lmserve.protocol.openapi import Operation, Query
-from lmserve.protocol.response_events import RESPONSE_EVENTS
-from lmserve.protocol.response_objects import (
+from lmserve.protocol.responses.changes import ResponseSteer, ResponseUpdate
+from lmserve.protocol.responses.events import RESPONSE_EVENTS
+from lmserve.protocol.responses.items import ResponseItemList
+from lmserve.protocol.responses.objects import (
     ResponseDeleted,
-    ResponseItemList,
     ResponseObject,
     ResponseSteered,
 )
-from lmserve.protocol.response_requests import ResponseCreate, ResponseSteer, ResponseUpdate
+from lmserve.protocol.responses.requests import ResponseCreate
 
 _TAG = "responses"
 _READ = (404, 500)  # the store may fail

@@ -8,19 +8,15 @@ from aiohttp import web
 from lmserve.edge.keyring import OWNER
 from lmserve.errors import InvalidField
 from lmserve.protocol import sessions as wire
-from lmserve.protocol.response_requests import (
-    ResponseCreate,
-    ResponseFields,
-    ResponseSteer,
-    ResponseUpdate,
-)
+from lmserve.protocol.responses.changes import ResponseSteer, ResponseUpdate
+from lmserve.protocol.responses.requests import ResponseCreate, ResponseFields
 from lmserve.server import body, sse
 from lmserve.server.cursor import cursor
 from lmserve.server.idempotency import HEADER as IDEMPOTENCY_HEADER
 from lmserve.server.idempotency import idempotency, key_from
 from lmserve.server.keys import ANSWERS, SESSIONS, SETTINGS
-from lmserve.server.response_calls import ResponseCalls
-from lmserve.server.response_views import response_object
+from lmserve.server.responses.calls import ResponseCalls
+from lmserve.server.responses.views import response_object
 from lmserve.server.routes import response_operations as operations
 from lmserve.server.routes.route import Route, json_response
 from lmserve.server.routes.session_views import SESSION_HEADER

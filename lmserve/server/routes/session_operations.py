@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lmserve.protocol import sessions as wire
 from lmserve.protocol.openapi import Operation, Query
-from lmserve.protocol.response_events import RESPONSE_EVENTS
-from lmserve.protocol.response_objects import ResponseObject
+from lmserve.protocol.responses.events import RESPONSE_EVENTS
+from lmserve.protocol.responses.objects import ResponseObject
 from lmserve.protocol.turns import TurnBody
 from lmserve.server.routes.response_operations import HEADERS
 

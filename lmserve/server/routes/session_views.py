@@ -20,7 +20,7 @@ from lmserve.errors import (
     RequestError,
     SessionNotFound,
 )
-from lmserve.protocol.response_objects import (
+from lmserve.protocol.responses.objects import (
     ResponseFailure,
     ResponseIncompleteDetails,
     ResponseUsage,

@@ -1,11 +1,12 @@
-"""POST /tokenize, /detokenize and /v1/chat/completions/render: nothing runs."""
+"""POST /tokenize, /detokenize and /v1/chat/completions/render, GET /tokenizer_info: nothing
+runs."""
 
 from __future__ import annotations
 
 import msgspec
 from aiohttp import web
 
-from lmserve.protocol.chat import ChatCompletionRequest
+from lmserve.protocol.openai.chat import ChatCompletionRequest
 from lmserve.protocol.openapi import Operation
 from lmserve.protocol.tokenize import (
     DetokenizeRequest,
@@ -13,6 +14,7 @@ from lmserve.protocol.tokenize import (
     RenderResponse,
     TokenizeRequest,
     TokenizeResponse,
+    TokenizerInfo,
 )
 from lmserve.server import body, sse
 from lmserve.server.keys import SERVICE, SETTINGS
@@ -26,7 +28,7 @@ async def tokenize(request: web.Request) -> web.Response:
     async with body.reading(request, TokenizeRequest) as asked:
         form = Form(
             add_special=asked.adds_special,
-            add_generation_prompt=asked.add_generation_prompt is not False,
+            add_generation_prompt=asked.begins_answer,
             spelled=bool(asked.return_token_strs),
         )
         rendered = await request.app[SERVICE].render(asked.to_generate(), form)
@@ -43,6 +45,17 @@ async def detokenize(request: web.Request) -> web.Response:
     async with body.reading(request, DetokenizeRequest) as asked:
         rendered = await request.app[SERVICE].render(asked.to_generate(), Form())
     return await _send(request, DetokenizeResponse(prompt=rendered.text))
+
+
+async def tokenizer_info(request: web.Request) -> web.Response:
+    info = (await request.app[SERVICE].model_text()).info
+    answer = TokenizerInfo(
+        model_max_length=info.max_model_len,
+        bos_token=info.bos_token,
+        eos_token=info.eos_token,
+        chat_template=info.chat_template,
+    )
+    return await _send(request, answer)
 
 
 async def render_chat(request: web.Request) -> web.Response:
@@ -90,6 +103,18 @@ ROUTES = [
             example={"tokens": [1, 2, 3]},
             response=DetokenizeResponse,
             statuses=_STATUSES,
+        ),
+    ),
+    Route(
+        "GET",
+        "/tokenizer_info",
+        tokenizer_info,
+        Operation(
+            id="tokenizer_info",
+            summary="Special tokens and the chat template",
+            tag="tokens",
+            response=TokenizerInfo,
+            statuses=(503,),
         ),
     ),
     Route(

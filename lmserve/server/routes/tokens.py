@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 
 from aiohttp import web
@@ -14,13 +15,13 @@ from lmserve.protocol.tokens import (
     EncodeResponse,
     GenerateReqInput,
     GenerateReqOutput,
-    encode_output,
+    OutputEncoder,
 )
 from lmserve.server import body, sse
 from lmserve.server.keys import SERVICE, SETTINGS
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
-from lmserve.service.generate import Generation
-from lmserve.types import Done, TextDelta
+from lmserve.service.generate import Generation, read
+from lmserve.types import TextDelta
 
 
 async def encode(request: web.Request) -> web.Response:
@@ -36,37 +37,30 @@ async def generate(request: web.Request) -> web.StreamResponse:
     timeout_s = app[SETTINGS].server.write_timeout_s
     async with body.reading(request, GenerateReqInput) as asked:
         generation = await app[SERVICE].generate(asked.to_generate(request[OWNER]))
+    encoder = OutputEncoder(asked, generation)
     with generation.lease():
         if asked.stream:
-            return await sse.send(request, stream_chunks(generation), timeout_s)
-        text, output_ids, done = await collect_ids(generation)
-    answer = encode_output(text, output_ids, done.usage, done.finish_reason)
-    return await sse.send_whole(request, json_response(answer), timeout_s)
+            return await sse.send(request, stream_chunks(generation, encoder), timeout_s)
+        done = await read(generation, encoder.add)
+        if asked.return_logprob:  # it may be much to say
+            told = await asyncio.to_thread(encoder.end, done)
+        else:
+            told = encoder.end(done)
+    return await sse.send_whole(request, json_response(told), timeout_s)
 
 
-async def collect_ids(generation: Generation) -> tuple[str, list[int], Done]:
-    """The whole answer in text and in tokens, and how it ended. Raises EngineError."""
-    parts: list[str] = []
-    output_ids: list[int] = []
-    async for event in generation.events():
-        if isinstance(event, Done):
-            return "".join(parts), output_ids + generation.unshown_ids, event
-        parts.append(event.text)
-        output_ids += event.token_ids
-    raise AssertionError("a generation ended without its terminal event")
-
-
-async def stream_chunks(generation: Generation) -> AsyncGenerator[bytes, None]:
+async def stream_chunks(
+    generation: Generation, encoder: OutputEncoder
+) -> AsyncGenerator[bytes, None]:
     """One chunk a step; the last says how the answer ended."""
     async for event in generation.events():
         if isinstance(event, TextDelta):
-            yield _chunk(encode_output(event.text, event.token_ids, generation.usage, None))
+            yield _event(encoder.chunk(event))
         else:
-            rest = generation.unshown_ids
-            yield _chunk(encode_output("", rest, event.usage, event.finish_reason)) + DONE
+            yield _event(encoder.end(event)) + DONE
 
 
-def _chunk(output: bytes) -> bytes:
+def _event(output: bytes) -> bytes:
     return b"data: %b\n\n" % output
 
 

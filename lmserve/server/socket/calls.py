@@ -11,7 +11,7 @@ import msgspec
 from lmserve.errors import SessionNotFound
 from lmserve.protocol import sessions, socket
 from lmserve.protocol.drafts import SessionDraft
-from lmserve.protocol.response_objects import ResponseObject
+from lmserve.protocol.responses.objects import ResponseObject
 from lmserve.protocol.sessions import SessionUpdate
 from lmserve.server.session_calls import SessionCalls
 from lmserve.server.socket.drafting import Drafting

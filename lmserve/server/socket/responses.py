@@ -18,14 +18,15 @@ from lmserve.errors import (
     PreviousNotFound,
     RequestError,
 )
-from lmserve.protocol import response_events as events
 from lmserve.protocol import socket as wire
 from lmserve.protocol import socket_events as told
-from lmserve.protocol.response_objects import ResponseObject
-from lmserve.protocol.response_requests import ResponseCreate, ResponseUpdate
+from lmserve.protocol.responses import events as events
+from lmserve.protocol.responses.changes import ResponseUpdate
+from lmserve.protocol.responses.objects import ResponseObject
+from lmserve.protocol.responses.requests import ResponseCreate
 from lmserve.server.idempotency import key_from, named
 from lmserve.server.keys import ANSWERS, SESSIONS
-from lmserve.server.response_calls import ResponseCalls
+from lmserve.server.responses.calls import ResponseCalls
 from lmserve.server.routes.streams import find
 from lmserve.server.socket.following import Following
 from lmserve.server.socket.sockets import SOCKETS

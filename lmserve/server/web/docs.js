@@ -54,8 +54,15 @@ function fieldRows(api, schema, prefix = "", depth = 0) {
       el("td", {}, el("code", {}, name)),
       el("td", { class: "type" }, field.type),
       el("td", {}, prose(field.description), el("span", { class: "note" }, notes.filter(Boolean).join(" · "))));
-    const inner = field.object && depth < MAX_DEPTH ? fieldRows(api, field.object, `${name}${field.many ? "[]" : ""}.`, depth + 1) : [];
-    return [row, ...inner];
+    return [row, ...(depth < MAX_DEPTH ? innerRows(api, field.objects, name + (field.many ? "[]" : ""), depth + 1) : [])];
+  });
+}
+
+/** The fields of what a field holds. Where that is one of several kinds, each comes under its name. */
+function innerRows(api, objects, name, depth) {
+  return objects.flatMap((object) => {
+    const kind = el("tr", { class: "kind" }, el("td", {}, el("code", {}, name)), el("td", { class: "type" }, object.name), el("td"));
+    return [objects.length > 1 ? kind : null, ...fieldRows(api, object.schema, `${name}.`, depth)].filter(Boolean);
   });
 }
 
@@ -97,14 +104,15 @@ function operationId({ method, path }) {
 function operationBody(api, operation, samples) {
   const schema = api.bodySchema(operation);
   const example = api.exampleBody(operation, samples);
+  const form = api.formFields(operation);
   const canStream = "stream" in (api.objectOf(schema)?.properties ?? {});
   const streamed = canStream ? { ...example, stream: true } : example; // watch it being written
   const responses = Object.entries(operation.responses ?? {});
   return [
     operation.description && el("p", {}, prose(operation.description)),
     operation.parameters.length ? part("Parameters", parameterTable(api, operation.parameters)) : null,
-    part("Example", codeBlock(curl(operation.method, origin + operation.path, example), "curl")),
-    part("Try it", tryBox(operation, streamed)),
+    part("Example", codeBlock(curl(operation.method, origin + operation.path, example, form), "curl")),
+    part("Try it", tryBox(operation, streamed, form)),
     schema ? part("Body", fieldTable(fieldRows(api, api.objectOf(schema) ?? {}))) : null,
     part("Responses", responses.map(([status, node]) => responseRow(api, status, node))),
   ].flat(2).filter(Boolean);

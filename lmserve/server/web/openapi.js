@@ -52,19 +52,19 @@ export class Document {
     return Array.isArray(node.type) ? node.type.join(" or ") : (node.type ?? "any");
   }
 
-  /** The object schema behind a type, through null options and arrays, or null. */
-  objectOf(schema) {
+  /** The object schemas behind a type, through options and arrays: each by its name. */
+  objectsOf(schema) {
     const node = this.resolve(schema);
-    if (node.properties) return node;
-    if (node.type === "array") return this.objectOf(node.items);
-    for (const option of this.options(node)) {
-      const found = this.objectOf(option);
-      if (found) return found;
-    }
-    return null;
+    if (node.properties) return [{ name: this.typeName(schema), schema: node }];
+    if (node.type === "array") return this.objectsOf(node.items);
+    return this.options(node).flatMap((option) => this.objectsOf(option));
   }
 
-  /** Rows of a field table, required ones first, unserved ones last: name, type, required, default, description, and the object inside. */
+  objectOf(schema) {
+    return this.objectsOf(schema)[0]?.schema ?? null;
+  }
+
+  /** Rows of a field table, required ones first, unserved ones last: name, type, required, default, description, and the objects it may be. */
   fields(schema) {
     const required = new Set(schema.required);
     const rows = Object.entries(schema.properties ?? {}).map(([name, property]) => {
@@ -76,7 +76,7 @@ export class Document {
         required: required.has(name),
         default: property.default ?? node.default,
         description: property.description ?? node.description ?? "",
-        object: this.objectOf(property),
+        objects: this.objectsOf(property),
         many: kinds.some((kind) => kind.type === "array"),
       };
     });
@@ -85,7 +85,8 @@ export class Document {
   }
 
   bodySchema(operation) {
-    return this.resolve(operation.requestBody).content?.["application/json"]?.schema ?? null;
+    const content = this.resolve(operation.requestBody).content ?? {};
+    return Object.values(content)[0]?.schema ?? null; // JSON, or a form
   }
 
   /** A request body to start from: the document's own example, else the required fields. */
@@ -100,8 +101,21 @@ export class Document {
     return Object.fromEntries(wanted.map((name) => [name, samples[name] ?? this.sample(schema.properties[name])]));
   }
 
+  /** The inputs of a form, where the body is one: name, required, file, a value to start from. */
+  formFields(operation) {
+    const content = this.resolve(operation.requestBody).content?.["multipart/form-data"];
+    if (!content) return null;
+    const schema = this.resolve(content.schema);
+    return Object.entries(schema.properties ?? {}).map(([name, property]) => {
+      const file = this.resolve(property).format === "binary";
+      const required = schema.required?.includes(name) ?? false;
+      return { name, file, required, value: required && !file ? this.sample(property) : "" };
+    });
+  }
+
   sample(schema) {
     const node = this.resolve(schema);
+    if (node.examples) return node.examples[0];
     if (node.default !== undefined) return node.default;
     if (node.enum) return node.enum[0];
     const type = this.resolve(this.options(node)[0] ?? node).type;
@@ -110,13 +124,15 @@ export class Document {
 }
 
 /** The same request as a shell command. */
-export function curl(method, url, body) {
+export function curl(method, url, body, form = null) {
   const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const words = method === "GET" ? [`curl ${url}`] : [`curl -X ${method} ${url}`];
   if (method === "POST") words[0] = `curl ${url}`;
-  if (body === null && method === "POST") words.push("-X POST");
+  if (body === null && form === null && method === "POST") words.push("-X POST");
   if (body?.stream) words[0] = words[0].replace("curl", "curl -N");
   if (currentKey()) words.push('-H "Authorization: Bearer $API_KEY"');
   if (body !== null) words.push("-H 'Content-Type: application/json'", `-d ${quote(JSON.stringify(body, null, 2))}`);
+  const filled = (form ?? []).filter((field) => field.required);
+  words.push(...filled.map(({ name, file, value }) => `-F ${name}=${file ? "@requests.jsonl" : value}`));
   return words.join(" \\\n  ");
 }

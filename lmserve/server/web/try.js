@@ -5,9 +5,20 @@ import { el } from "./dom.js";
 
 const SHOWN_HEADERS = ["content-type", "content-length", "x-request-id", "retry-after", "allow", "server"];
 
-function fieldOf(parameter) {
-  const input = el("input", { name: parameter.name, placeholder: parameter.required ? "required" : "" });
-  return el("label", { class: "parameter" }, el("code", {}, parameter.name), input);
+function fieldOf({ name, required, file, value }) {
+  const input = el("input", { name, type: file ? "file" : "text", placeholder: required ? "required" : "", value });
+  return el("label", { class: "parameter" }, el("code", {}, name), input);
+}
+
+/** What was filled in of a form, as its body. */
+function formData(fields, form) {
+  const data = new FormData();
+  for (const { name, file } of fields) {
+    const input = form.elements[name];
+    const value = file ? input.files[0] : input.value;
+    if (value) data.append(name, value);
+  }
+  return data;
 }
 
 /** The path with its `{names}` filled in and the query after it. */
@@ -49,7 +60,7 @@ async function exchange(path, options, head, body) {
   if (response.headers.get("content-type")?.includes("json")) body.textContent = pretty(body.textContent);
 }
 
-export function tryBox(operation, example) {
+export function tryBox(operation, example, formFields) {
   const parameters = operation.parameters.filter(({ in: place }) => place !== "header");
   const area = example && el("textarea", { name: "body", rows: "9", spellcheck: "false", "aria-label": "Request body" });
   if (area) area.value = JSON.stringify(example, null, 2);
@@ -68,6 +79,7 @@ export function tryBox(operation, example) {
     body.textContent = "";
     const options = { method: operation.method, signal: controller.signal, cache: "no-store" };
     if (area) Object.assign(options, { body: area.value, headers: { "Content-Type": "application/json" } });
+    if (formFields) options.body = formData(formFields, form);
     try {
       await exchange(fillPath(operation.path, parameters, form), options, head, body);
     } catch (error) {
@@ -76,6 +88,6 @@ export function tryBox(operation, example) {
     controller = null;
     button.textContent = "Send";
   };
-  const form = el("form", { class: "try", onsubmit: submit }, parameters.map(fieldOf), area, button, head, body);
+  const form = el("form", { class: "try", onsubmit: submit }, [...parameters, ...(formFields ?? [])].map(fieldOf), area, button, head, body);
   return form;
 }

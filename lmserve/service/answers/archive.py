@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from lmserve.errors import AnswerNotFound, EventsGone, SetupError, StoreError
 from lmserve.service.answers.records import Narrator, Record
+from lmserve.service.answers.steering import pending_notices
+from lmserve.service.items import as_chat, as_parts, to_message
 from lmserve.service.sessions.sessions import Sessions
 from lmserve.service.sessions.turns import Turns
 from lmserve.service.store import answers as store_answers
 from lmserve.service.store import recovery as store_recovery
 from lmserve.service.store.file import open_memory
 from lmserve.service.store.keeper import Keeper
+from lmserve.service.store.records import Steer
 from lmserve.service.store.store import Store
 from lmserve.service.streams.stream import Stream
+from lmserve.types import TextDelta
 
 # of what is kept in memory
 MEMORY_TTL_S = 3600.0
@@ -107,7 +111,12 @@ class Archive:
 
     async def stream(self, home: Home, record: Record) -> Stream:
         """All that an ended answer told. Raises EventsGone."""
-        events = await home.keeper.run(lambda store: store_answers.events(store, record.id))
+        events, steers = await home.keeper.run(
+            lambda store: (
+                store_answers.events(store, record.id),
+                store_answers.steers(store, record.id),
+            )
+        )
         if events is None or (not events and (record.text or not _was_cut(record))):
             raise EventsGone(
                 f"the events of {record.id} are no longer kept: read the answer whole",
@@ -117,7 +126,7 @@ class Archive:
         for event in events:
             stream.append(event)
         if _was_cut(record):
-            self._close(stream, record)
+            self._close(stream, record, steers)
         stream.end()
         return stream
 
@@ -128,19 +137,23 @@ class Archive:
         stream.end()
         return stream
 
-    def _close(self, stream: Stream, record: Record) -> None:
-        """The events that a dead server did not come to."""
+    def _close(self, stream: Stream, record: Record, steers: Sequence[Steer] = ()) -> None:
+        """The events that a dead server did not come to. `steers`: they were not said yet."""
         narrator = self._make_narrator()
         if not stream.next:
             opening = dataclasses.replace(record, status="in_progress", reason=None, ended=None)
-            opening = dataclasses.replace(opening, text="", usage=None, error=None)
+            opening = dataclasses.replace(opening, text="", items=None, usage=None, error=None)
             for event in narrator.opening(opening, 0):
                 stream.append(event)
+            parts = None if record.items is None else as_parts(record.items)
             if record.text:
-                for event in narrator.delta(record.text, stream.next):
+                for event in narrator.delta(TextDelta(record.text, [], parts), stream.next):
                     stream.append(event)
         for event in narrator.closing(record, stream.next):
             stream.append(event)
+        answer = as_chat(to_message(record.text, record.items))
+        for notice in pending_notices(record.id, answer, steers):
+            stream.append(narrator.notice(notice, stream.next))
 
 
 def _was_cut(record: Record) -> bool:

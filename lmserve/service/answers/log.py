@@ -14,7 +14,7 @@ from lmserve.service.store import answers as store_answers
 from lmserve.service.store.keeper import Keeper
 from lmserve.service.store.records import Chunk
 from lmserve.service.streams.stream import Stream, StreamEvent
-from lmserve.types import TextDelta
+from lmserve.types import Part, TextDelta
 
 FLUSH_S = 0.8  # what was told is on disk within a second
 
@@ -30,6 +30,7 @@ class AnswerLog:
         self._told: list[StreamEvent] = []  # since the last chunk
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._parts: list[Part] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._writing: asyncio.Future[None] | None = None
 
@@ -39,7 +40,10 @@ class AnswerLog:
     def delta(self, delta: TextDelta) -> None:
         self._texts.append(delta.text)
         self._token_ids += delta.token_ids
-        self.tell(self._narrator.delta(delta.text, self._stream.next))
+        if delta.parts is not None:
+            self._parts = [] if self._parts is None else self._parts
+            self._parts += delta.parts
+        self.tell(self._narrator.delta(delta, self._stream.next))
 
     def notice(self, notice: Notice) -> None:
         self.tell((self._narrator.notice(notice, self._stream.next),))
@@ -51,7 +55,7 @@ class AnswerLog:
     def tell(self, events: Sequence[StreamEvent], *, written: bool = False) -> None:
         for event in events:
             self._stream.append(event)
-        if not written:
+        if events and not written:
             self._told += events
             self._schedule()
 
@@ -82,11 +86,13 @@ class AnswerLog:
             self._told[:0] = chunk.events
             self._texts[:0] = [chunk.text]
             self._token_ids[:0] = chunk.token_ids
+            if chunk.parts is not None:
+                self._parts = [*chunk.parts, *(self._parts or ())]
         if self._told:
             self._schedule()
 
     def _take(self) -> Chunk:
         first = self._stream.next - len(self._told)
-        chunk = Chunk(first, self._told, "".join(self._texts), self._token_ids)
-        self._told, self._texts, self._token_ids = [], [], []
+        chunk = Chunk(first, self._told, "".join(self._texts), self._token_ids, self._parts)
+        self._told, self._texts, self._token_ids, self._parts = [], [], [], None
         return chunk

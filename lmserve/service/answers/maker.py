@@ -12,9 +12,10 @@ from msgspec import UNSET
 from lmserve.errors import PromptTooLong
 from lmserve.service.answers.answer import Answer, EndedAnswer
 from lmserve.service.answers.archive import ID_PREFIX, Archive
+from lmserve.service.answers.means import Means
 from lmserve.service.answers.places import Place, Places, Plan
 from lmserve.service.answers.records import Ask, Narrator, Record
-from lmserve.service.answers.running import Parts, RunningAnswer
+from lmserve.service.answers.running import RunningAnswer
 from lmserve.service.answers.steering import Applied
 from lmserve.service.generate import Service
 from lmserve.service.generation import Generation
@@ -70,8 +71,10 @@ class Maker:
         except BaseException:
             place.leave()
             raise
-        answer = self._make(ask, place, plan, generation, applied)
+        answer = self._make(ask, place, plan, generation, applied or plan.applied)
         await asyncio.shield(answer.begun)
+        if plan.applied is not None and plan.applied.response in self.answers:
+            self.answers[plan.applied.response].record.successor = answer.record.id
         return answer
 
     async def _prepare(self, ask: Ask, slot: Slot | None) -> tuple[Place, Plan]:
@@ -130,7 +133,7 @@ class Maker:
         )
         narrator = self._make_narrator()
         answer = RunningAnswer(
-            Parts(
+            Means(
                 ask, place, plan, generation, stream, narrator, self._service, self._warmth, applied
             ),
             record,

@@ -31,7 +31,9 @@ def status_of(
         return "incomplete", "deadline"
     if not isinstance(outcome, Done):
         return "failed", None
-    if outcome.finish_reason == "stop" or (outcome.finish_reason == "length" and not speaks):
+    if outcome.finish_reason in ("stop", "tool_calls"):
+        return "completed", None
+    if outcome.finish_reason == "length" and not speaks:
         return "completed", None
     if outcome.finish_reason == "length":
         return "incomplete", "max_output_tokens"

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lmserve.errors import AnswerConflict, InvalidField, MessageNotFound, SessionNotFound
 from lmserve.service.answers.archive import Archive, Home
 from lmserve.service.answers.records import Ask
+from lmserve.service.answers.steering import Applied
 from lmserve.service.generate import Service
 from lmserve.service.prompt import ModelText
 from lmserve.service.sessions import line as lines
+from lmserve.service.sessions.outputs import check_outputs, unmet
 from lmserve.service.sessions.sessions import Sessions
 from lmserve.service.sessions.turns import Slot
 from lmserve.service.store import answers as store_answers
-from lmserve.service.store.answers import Partial
+from lmserve.service.store.answers import Partial, Waiting
+from lmserve.service.store.records import said_of
 from lmserve.service.store.rows import Entry, Line, Message, SessionKey
 from lmserve.service.store.store import Store
 from lmserve.service.transcript import Transcript
@@ -36,6 +40,7 @@ class Place:
     slot: Slot | None = None
     new: bool = True  # a session begins
     carried: Sequence[Entry] = ()  # with this line
+    waiting: Waiting | None = None  # what the line's last answer was steered with
 
     @property
     def after(self) -> int | None:
@@ -57,6 +62,7 @@ class Plan:
     messages: Sequence[Message]
     said: str = ""  # before, of the answer that is gone on with
     said_ids: Sequence[int] = ()
+    applied: Applied | None = None  # steers that are said with the outputs they waited for
 
 
 class Places:
@@ -69,7 +75,7 @@ class Places:
         """Waits for the session's turn where the ask is for one; `slot`: it is there already.
         Raises AnswerNotFound, AnswerConflict, SessionNotFound, MessageNotFound, SessionBusy,
         Overloaded."""
-        text_key = _text_key(await self._service.model_text(), ask.instructions)
+        text_key = _text_key(await self._service.model_text(), ask)
         home = self._archive.disk if ask.keep else self._archive.memory
         if ask.previous is not None:
             found = await self._after(ask, ask.previous, text_key, slot)
@@ -84,12 +90,17 @@ class Places:
         if place.partial is not None:
             return await self._further(ask, place, place.partial)
         new = await lines.find_new(place.line, ask.request, exact=True)
+        waiting, applied = place.waiting, None
+        if waiting is not None:
+            applied = Applied(waiting.response, waiting.num_tokens, waiting.steers)
+            new = _after_outputs(new, applied.messages)
+        check_outputs(place.line.messages, new)
         request = _extended(ask, place, new)
         if not ask.generate:
             request = dataclasses.replace(
                 request, max_tokens=1, min_tokens=None, stop=(), stop_token_ids=()
             )
-        return Plan(request, Transcript(), new)
+        return Plan(request, Transcript(), new, applied=applied)
 
     # --- places -----------------------------------------------------------------------
 
@@ -135,13 +146,14 @@ class Places:
     async def _load(self, ask: Ask, place: Place) -> None:
         key, text_key, message = place.key, place.text_key, ask.continues
 
-        def work(store: Store) -> tuple[Line, Partial | None]:
-            if message is None:
-                return store.load(key, text_key, ask.after, must_exist=True), None
-            partial = store_answers.partial(store, key, message, text_key)
-            return partial.before, partial
+        def work(store: Store) -> tuple[Line, Partial | None, Waiting | None]:
+            if message is not None:
+                partial = store_answers.partial(store, key, message, text_key)
+                return partial.before, partial, None
+            line = store.load(key, text_key, ask.after, must_exist=True)
+            return line, None, _waiting(store, key, line)
 
-        place.line, place.partial = await place.home.keeper.read(work, key)
+        place.line, place.partial, place.waiting = await place.home.keeper.read(work, key)
         if place.slot is not None:
             place.slot.check()
 
@@ -175,8 +187,29 @@ class Places:
             owner=place.key.owner,
             session_id=place.key.number,
         )
-        shown = text.said(said, skip_special=request.skip_special_tokens)
+        shown = text.said(request, said)
         return Plan(request, Transcript(shown, said), (), shown, said)
+
+
+def _waiting(store: Store, key: SessionKey, line: Line) -> Waiting | None:
+    """Steers that wait for outputs of the line's last answer, be these there or still to come."""
+    messages = line.messages
+    num_outputs = 0
+    while num_outputs < len(messages) and messages[-1 - num_outputs].get("role") == "tool":
+        num_outputs += 1
+    if num_outputs == len(messages) or not unmet(answer := messages[-1 - num_outputs], ()):
+        return None
+    found = store_answers.waiting(store, key, line.end, num_outputs)
+    if found is None or not unmet(answer, said_of(found.steers)):
+        return None  # there is none, or its successor is being made
+    return found
+
+
+def _after_outputs(new: Sequence[Message], steers: Sequence[Message]) -> list[Message]:
+    num_outputs = 0
+    while num_outputs < len(new) and new[num_outputs].get("role") == "tool":
+        num_outputs += 1
+    return [*new[:num_outputs], *steers, *new[num_outputs:]]
 
 
 def _extended(ask: Ask, place: Place, new: Sequence[Message]) -> GenerateRequest:
@@ -184,9 +217,13 @@ def _extended(ask: Ask, place: Place, new: Sequence[Message]) -> GenerateRequest
     return lines.instructed(request, ask.instructions) if ask.instructions else request
 
 
-def _text_key(text: ModelText, instructions: str | None) -> str:
-    """Tokens that instructions led are of use under the same ones only."""
-    if not instructions:
-        return text.text_key
-    digest = hashlib.sha256(instructions.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{text.text_key}+{digest}"
+def _text_key(text: ModelText, ask: Ask) -> str:
+    """Tokens that instructions or tools led are of use under the same ones only."""
+    key = text.text_key
+    if ask.instructions:
+        digest = hashlib.sha256(ask.instructions.encode("utf-8", "surrogatepass"))
+        key += f"+{digest.hexdigest()}"
+    if tools := text.speech.tools(ask.request):
+        about = json.dumps([dataclasses.asdict(tool) for tool in tools])
+        key += f"+{hashlib.sha256(about.encode()).hexdigest()}"
+    return key

@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 
 from msgspec import UNSET, UnsetType
 
+from lmserve.service.items import Item
 from lmserve.service.streams.stream import StreamEvent
-from lmserve.types import GenerateRequest, Usage
+from lmserve.types import Content, GenerateRequest, TextDelta, Usage
 
 Status = Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
 
@@ -51,13 +52,21 @@ class Record:
     status: Status = "in_progress"
     reason: Reason | None = None  # with `incomplete`
     ended: float | None = None
-    text: str = ""
+    text: str = ""  # all that the model made
+    items: Sequence[Item] | None = None  # told apart, where it is more than a text
     input_ids: Sequence[int] = ()  # the messages that were new
     message_id: int | None = None  # the answer's own
     usage: Usage | None = None  # once ended
     error: tuple[str, str] | None = None  # with `failed`: code and message
     background: bool = False
     successor: str | None = None  # once it was steered: the response that goes on
+
+    @property
+    def said(self) -> Sequence[Item]:
+        """All that it said, told apart."""
+        if self.items is not None:
+            return self.items
+        return (Content(self.text),) if self.text else ()
 
 
 # What is told of a running answer beside its text.
@@ -77,6 +86,15 @@ class Steered:
 
     id: str  # steer_…
     response: str
+
+
+@dataclass(frozen=True, slots=True)
+class SteerPending:
+    """After the end: input that was taken on is said with the outputs of these calls."""
+
+    id: str
+    response: str
+    calls: Mapping[str, str]  # ids to names
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +127,7 @@ class Updated:
     changes: Mapping[str, Any]
 
 
-Notice = Queued | Steered | SteerFailed | SteerApplied | Updated
+Notice = Queued | Steered | SteerPending | SteerFailed | SteerApplied | Updated
 
 
 class Narrator(Protocol):
@@ -118,11 +136,11 @@ class Narrator(Protocol):
     def opening(self, record: Record, number: int) -> Sequence[StreamEvent]:
         """That it is being made. `record` is on disk."""
 
-    def delta(self, text: str, number: int) -> Sequence[StreamEvent]:
-        """More text; with the first, that there is some."""
+    def delta(self, delta: TextDelta, number: int) -> Sequence[StreamEvent]:
+        """More text; where another item begins with it, that too, and the end of the one before."""
 
     def notice(self, notice: Notice, number: int) -> StreamEvent: ...
 
     def closing(self, record: Record, number: int) -> Sequence[StreamEvent]:
-        """The last events. `record` has ended and is on disk. `delta` told its `text` before,
+        """The last events. `record` has ended and is on disk. `delta` told what it said before,
         perhaps of another narrator, in a server that died."""

@@ -15,19 +15,17 @@ from typing import Any
 from lmserve.errors import AnswerConflict, EngineError, LmserveError, StoreError
 from lmserve.service.answers.answer import Answer
 from lmserve.service.answers.log import AnswerLog
+from lmserve.service.answers.means import Means
 from lmserve.service.answers.outcome import STATES, error_of, status_of
-from lmserve.service.answers.places import Place, Plan
-from lmserve.service.answers.records import Ask, Narrator, Queued, Record, Steered, Updated
+from lmserve.service.answers.records import Queued, Record, Steered, Updated
 from lmserve.service.answers.steering import Applied, Steering
-from lmserve.service.generate import Service
-from lmserve.service.generation import Generation
+from lmserve.service.content_tokens import named
+from lmserve.service.items import Items, as_chat, parts_of, to_message, told_apart
 from lmserve.service.sessions import line as lines
 from lmserve.service.store import answers as store_answers
 from lmserve.service.store.records import Beginning, Said
 from lmserve.service.store.store import Store
-from lmserve.service.streams.stream import Stream
-from lmserve.service.warm.warming import Warming
-from lmserve.types import Done, TextDelta
+from lmserve.types import Content, Done, TextDelta
 
 # While it waits, its place is told: first when it has waited for a moment, then so often.
 QUEUED_AFTER_S = 0.25
@@ -38,40 +36,27 @@ log = logging.getLogger(__name__)
 Succeed = Callable[["RunningAnswer"], Awaitable[Answer]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Parts:
-    """What an answer is made with."""
-
-    ask: Ask
-    place: Place
-    plan: Plan
-    generation: Generation
-    stream: Stream
-    narrator: Narrator
-    service: Service
-    warmth: Warming
-    applied: Applied | None  # the steers that it answers
-
-
 class RunningAnswer(Answer):
     """`run` is its task; `begun` is done once its row is on disk."""
 
-    def __init__(self, parts: Parts, record: Record):
+    def __init__(self, means: Means, record: Record):
         loop = asyncio.get_running_loop()
-        home = parts.place.home
-        self.ask = parts.ask  # with its settings as they were changed since
-        self.place = parts.place
-        self.stream = parts.stream
+        home = means.place.home
+        self.ask = means.ask  # with its settings as they were changed since
+        self.place = means.place
+        self.stream = means.stream
         self.begun: asyncio.Future[None] = loop.create_future()
-        self._parts = parts
+        self._means = means
         self._record = record
-        self._generation = parts.generation
-        self._transcript = parts.plan.transcript
+        self._generation = means.generation
+        self._transcript = means.plan.transcript
         self._keeper = home.keeper
         self._log = AnswerLog(
-            record.id, parts.stream, parts.narrator, home.keeper if home.durable else None
+            record.id, means.stream, means.narrator, home.keeper if home.durable else None
         )
-        self._steering = Steering(record.id, home.keeper)
+        self._steering = Steering(record.id, home.keeper, self._log)
+        self._items = Items()
+        self._apart = False  # what it says is more than a text
         self._closing = False  # too late to change anything
         self.cancelled = False  # and nothing is to follow
         self._ended: asyncio.Future[None] = loop.create_future()
@@ -111,7 +96,7 @@ class RunningAnswer(Answer):
     async def update(self, changes: Mapping[str, Any], told: Mapping[str, Any]) -> None:
         """Raises AnswerConflict, InvalidField, StoreError."""
         self._check_open("nothing of it can be changed")
-        token_index = self._parts.service.update(self._generation, **changes)
+        token_index = self._means.service.update(self._generation, **changes)
         request = dataclasses.replace(self.ask.request, **_as_asked(changes))
         now_told = {**self._record.told, **told}
         self.ask = dataclasses.replace(self.ask, request=request, told=now_told)
@@ -124,15 +109,17 @@ class RunningAnswer(Answer):
     async def steer(self, messages: Sequence[Mapping[str, Any]], given: Any) -> str:
         """Raises AnswerConflict, InvalidField, Overloaded, StoreError."""
         self._check_open("begin another that follows it")
-        return await self._steering.take(messages, given, self._on_steered)
+        return await self._steering.take(messages, given, self._on_steered, self._items.calls)
 
     def applied(self) -> Applied:
         """Its steers, for the successor."""
         return self._steering.applied(len(self._transcript.answer_ids()))
 
     def _on_steered(self, notice: Steered) -> None:
+        """A call is made to its end: what steers follows its output."""
         self._log.notice(notice)
-        self._generation.abort("steered")
+        if not self._items.calls:
+            self._generation.abort("steered")
 
     def _check_open(self, remedy: str) -> None:
         if self._closing or self.cancelled:
@@ -173,8 +160,8 @@ class RunningAnswer(Answer):
     async def _begin(self) -> None:
         """While the engine makes the first token. Raises StoreError, SessionNotFound,
         MessageNotFound, AnswerConflict."""
-        record, place, plan = self._record, self.place, self._parts.plan
-        applied, prompt = self._parts.applied, self._transcript.prompt_ids
+        record, place, plan = self._record, self.place, self._means.plan
+        applied, prompt = self._means.applied, self._transcript.prompt_ids
 
         def work(store: Store, now: float) -> tuple[list[int], int | None]:
             answer = lines.answer_entry(place.line, plan.messages, prompt, place.text_key)
@@ -195,7 +182,8 @@ class RunningAnswer(Answer):
         for notice in () if applied is None else applied.notices(record.id):
             self._log.notice(notice)
         if plan.said_ids:
-            self._log.delta(TextDelta(plan.said, list(plan.said_ids)))
+            parts = self._transcript.said_parts
+            self._show(TextDelta(plan.said, list(plan.said_ids), parts))
         self.begun.set_result(None)
 
     async def _follow(self) -> Done | LmserveError:
@@ -215,12 +203,18 @@ class RunningAnswer(Answer):
         return EngineError("the server failed to tell this answer")
 
     def _show(self, delta: TextDelta) -> bool:
+        if delta.parts is None and self._generation.sampling.logprobs is not None:
+            rated = named(delta.logprobs or (), self._generation.vocabulary.token_bytes)
+            delta.parts = [Content(delta.text, rated)] if delta.text else []
+        self._apart = self._apart or delta.parts is not None
+        for part in parts_of(delta):
+            self._items.add(part)
         self._log.delta(delta)
         return True
 
     def _tell_place(self, told: tuple[int, float | None] | None = None) -> None:
         """As long as it waits."""
-        place = self._parts.service.position(self._generation)
+        place = self._means.service.position(self._generation)
         if place is None or self._closing:
             return
         _, estimate_s = place
@@ -239,7 +233,8 @@ class RunningAnswer(Answer):
 
         def work(store: Store, now: float) -> list[int] | None:
             ids = self._transcript.answer_ids() if self.ask.generate else []
-            said = Said(record.text, ids, STATES.get(record.status)) if self.ask.generate else None
+            state = STATES.get(record.status)
+            said = Said(record.text, ids, state, record.items) if self.ask.generate else None
             return ids if store_answers.end(store, record, said, chunk, now) else None
 
         try:
@@ -255,7 +250,7 @@ class RunningAnswer(Answer):
         if ids is not None:
             spill = self.place.home.durable
             prompt = self._transcript.prompt_ids
-            self._parts.warmth.used(self.place.key, [*prompt, *ids], spill=spill)
+            self._means.warmth.used(self.place.key, [*prompt, *ids], spill=spill)
         if isinstance(outcome, Done) or record.status != "failed":
             self._ended.set_result(None)
         else:
@@ -268,8 +263,11 @@ class RunningAnswer(Answer):
         usage = self._generation.usage
         if usage is not None and not self.ask.generate:
             usage = dataclasses.replace(usage, completion_tokens=0)  # its one token is not kept
+        record = self.record
+        items = self._items.whole(cut=status != "completed") if self._apart else None
         return dataclasses.replace(
-            self.record,
+            record,
+            items=None if items is None else told_apart(record.text, items),
             status=status,
             reason=reason,
             ended=self._keeper.clock(),
@@ -287,20 +285,12 @@ class RunningAnswer(Answer):
         try:
             if self.cancelled or reason == "abandoned":
                 raise AnswerConflict(f"{self._record.id} was {reason or 'cancelled'}")
-            return await succeed(self)
+            answer = as_chat(to_message(self._record.text, self._record.items))
+            if not await self._steering.waits(answer):
+                return await succeed(self)
         except LmserveError as error:
-            await self._refuse_steers(error)
+            await self._steering.refuse(error)
         return None
-
-    async def _refuse_steers(self, error: LmserveError) -> None:
-        try:
-            notices = await self._steering.refuse(error.code or error.type, error.message)
-            for notice in notices:
-                self._log.notice(notice)
-            chunk, id = await self._log.rest(), self._record.id
-            await self._keeper.write(lambda store: store_answers.add_chunk(store, id, chunk))
-        except StoreError as failure:
-            log.error("what could not be said was not told to the disk: %s", failure)
 
 
 def _as_asked(changes: Mapping[str, Any]) -> dict[str, Any]:

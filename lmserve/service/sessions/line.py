@@ -64,7 +64,7 @@ def extended(
 
 def check_room(text: ModelText, messages: list[Message]) -> None:
     """Refuses what can never fit. Raises PromptTooLong."""
-    num_chars = sum([len(str(message["content"])) for message in messages])
+    num_chars = sum([len(str(message.get("content") or "")) for message in messages])
     text.check_length(GenerateRequest(messages=messages), num_chars)
 
 

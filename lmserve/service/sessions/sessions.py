@@ -25,6 +25,7 @@ from lmserve.service.sessions import line as lines
 from lmserve.service.sessions.tree import Node, SessionInfo, check_many
 from lmserve.service.sessions.trees import Trees
 from lmserve.service.sessions.turns import Slot, Turn
+from lmserve.service.store import forgetting
 from lmserve.service.store import trees as store_tree
 from lmserve.service.store.store import Entry, Line, SessionKey, Store
 from lmserve.service.transcript import Transcript
@@ -186,7 +187,7 @@ class Sessions(Trees):
         text = await self._service.model_text()
 
         def work(store: Store) -> Line:
-            reason = None if must_exist else store.take_lost(key)
+            reason = None if must_exist else forgetting.take_lost(store, key)
             if reason is not None and tell_lost:
                 raise SessionLost(
                     f"session {key.id} was forgotten: {reason}; the next call begins it anew"

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from lmserve.errors import InvalidField
 from lmserve.service.answers.records import Reason, Status
+from lmserve.service.items import Item
 from lmserve.text.chat import normalise_messages
 from lmserve.types import Usage
 
@@ -57,6 +58,7 @@ class Node:
     siblings: Sequence[int] = ()  # all with its parent, oldest first; not told with a whole tree
     state: State | None = None  # of an answer that is not whole
     made: Made | None = None  # of an answer, as a line or a tree tells it
+    items: Sequence[Item] | None = None  # of an answer, where it is more than a text
 
 
 @dataclass(frozen=True, slots=True)

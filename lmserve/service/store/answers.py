@@ -28,6 +28,15 @@ class Partial:
     token_ids: list[int]  # its own
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Input that an answer was steered with, and that waits for its calls' outputs."""
+
+    response: str
+    steers: Sequence[Steer]
+    num_tokens: int  # of the answer
+
+
 def begin(store: Store, beginning: Beginning, now: float) -> tuple[list[int], int | None]:
     """Returns the ids of its input messages, and of its own. Raises SessionNotFound,
     MessageNotFound, AnswerConflict."""
@@ -49,11 +58,17 @@ def begin(store: Store, beginning: Beginning, now: float) -> tuple[list[int], in
         db.execute("UPDATE sessions SET used = ? WHERE key = ?", (now, session))
         records.insert_record(db, session, beginning, inputs, message)
         if beginning.steered is not None:
-            db.execute(
-                "UPDATE responses SET steers = NULL, successor = ? WHERE id = ?",
-                (record.id, beginning.steered),
-            )
+            _take_steers(db, beginning.steered, record.id)
         return inputs, message
+
+
+def _take_steers(db: Db, id: str, successor: str) -> None:
+    taken = db.execute(
+        "UPDATE responses SET steers = NULL, successor = ? WHERE id = ? AND steers IS NOT NULL",
+        (successor, id),
+    )
+    if taken.rowcount == 0:
+        raise AnswerConflict(f"{id} is being followed by another: ask again")
 
 
 def _open_message(store: Store, session: int, end: int | None, answer: Entry, now: float) -> int:
@@ -146,8 +161,9 @@ def partial(store: Store, key: SessionKey, message: int, text_key: str) -> Parti
     with store.transaction() as db:
         session, _ = store.living(key)
         store.check_ended(key, session, message)
-        parent, state, packed, num_before = db.execute(
-            "SELECT parent, state, token_ids, num_before FROM messages WHERE id = ?", (message,)
+        parent, state, packed, num_before, stored = db.execute(
+            "SELECT parent, state, token_ids, num_before, message FROM messages WHERE id = ?",
+            (message,),
         ).fetchone()
         if state is None:
             raise AnswerConflict(f"message {message} is whole: nothing of it is left to say")
@@ -156,7 +172,37 @@ def partial(store: Store, key: SessionKey, message: int, text_key: str) -> Parti
     own = unpack_ids(packed)[num_before:]
     known = line.token_ids
     prompt = None if known is None else known[: len(known) - len(own)]
-    return Partial(before, line.messages[-1]["content"], prompt, own)
+    return Partial(before, msgspec.json.decode(stored)["content"], prompt, own)
+
+
+def steers(store: Store, id: str) -> list[Steer]:
+    """What it was steered with, which was not said yet."""
+    with store.transaction() as db:
+        row = db.execute("SELECT steers FROM responses WHERE id = ?", (id,)).fetchone()
+        if row is None or row[0] is None:
+            return []
+        return msgspec.json.decode(row[0], type=list[Steer])
+
+
+def waiting(
+    store: Store, key: SessionKey, message: int | None, num_after: int = 0
+) -> Waiting | None:
+    """The same, of the answer that has so many messages after it, this the last."""
+    with store.transaction() as db:
+        for _ in range(num_after):
+            (message,) = db.execute(
+                "SELECT parent FROM messages WHERE id = ?", (message,)
+            ).fetchone()
+        row = db.execute(
+            "SELECT r.id, r.steers, length(m.token_ids) / 4 - m.num_before FROM responses r"
+            " JOIN sessions s ON s.key = r.session JOIN messages m ON m.id = r.message"
+            " WHERE s.owner = ? AND s.id = ? AND r.message = ? AND r.owns"
+            " AND r.ended IS NOT NULL AND r.steers IS NOT NULL",
+            (key.owner, key.id, message),
+        ).fetchone()
+        if row is None:
+            return None
+        return Waiting(row[0], msgspec.json.decode(row[1], type=list[Steer]), row[2])
 
 
 # --- and forgotten --------------------------------------------------------------------------
@@ -217,7 +263,7 @@ def expire_events(store: Store, before: float, max_bytes: int) -> None:
             gone.append((id,))
             total -= num_bytes
         db.executemany("DELETE FROM chunks WHERE response = ?", gone)
-        db.executemany("UPDATE responses SET num_bytes = 0 WHERE id = ?", gone)
+        db.executemany("UPDATE responses SET num_bytes = 0, logprobs = NULL WHERE id = ?", gone)
 
 
 def _session_of(db: Db, id: str) -> int | None:

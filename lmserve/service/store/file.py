@@ -12,7 +12,7 @@ from lmserve.errors import SetupError
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # of the schema, in the file's user_version
+VERSION = 4  # of the schema, in the file's user_version
 
 # A session's messages form a tree: `parent` is the one before, `head` the one its next turn
 # follows. `token_ids` are what a message added to the tokens of its line, or with `restarts` all
@@ -27,8 +27,9 @@ VERSION = 3  # of the schema, in the file's user_version
 # A response is an answer that is kept by its id. `message` is the one that holds what it said,
 # with `owns` its own; without, the last of its input. `steers` are inputs taken on and not yet
 # said, `successor` the response that said them. Its chunks are what it told as it went: events,
-# and until it has ended the text and tokens that they brought. They go before it does: `num_bytes`
-# are what is left of them.
+# and until it has ended the text and tokens that they brought, and the parts of that text where it
+# has other than plain ones. They go before it does, its log probabilities with them: `num_bytes`
+# are what is left of both.
 _SESSIONS = """
 CREATE TABLE sessions (
     key INTEGER PRIMARY KEY,
@@ -108,9 +109,15 @@ CREATE TABLE chunks (
 );
 """
 
-SCHEMA = f"{_SESSIONS} {_MESSAGES} {_LOOKED_UP} {_RESPONSES}"
+_TOLD_APART = """
+ALTER TABLE chunks ADD COLUMN parts TEXT;
+ALTER TABLE responses ADD COLUMN logprobs BLOB;
+"""
 
-# To the version after. 1: titles, counts, and ids that never come back. 2: responses.
+SCHEMA = f"{_SESSIONS} {_MESSAGES} {_LOOKED_UP} {_RESPONSES} {_TOLD_APART}"
+
+# To the version after. 1: titles, counts, and ids that never come back. 2: responses. 3: parts of
+# answers.
 _MIGRATIONS = {
     1: f"""
 DROP INDEX messages_by_session;
@@ -127,6 +134,7 @@ UPDATE sessions SET num_messages =
 {_LOOKED_UP}
 """,
     2: _RESPONSES,
+    3: _TOLD_APART,
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from lmserve.errors import StoreError
 from lmserve.service.store import answers as store_answers
+from lmserve.service.store import forgetting
 from lmserve.service.store.store import SessionKey, Store
 from lmserve.settings import SessionSettings
 
@@ -136,7 +137,7 @@ class Keeper:
         before = self.clock() - KEEP_EVENTS_S
 
         def forget(store: Store) -> None:
-            store.drop_lost(most)
+            forgetting.drop_lost(store, most)
             store_answers.expire_events(store, before, MAX_EVENTS_BYTES)
 
         await self.read(forget)
@@ -162,13 +163,13 @@ class Keeper:
 
     def _expire(self, store: Store, busy: Container[SessionKey], now: float) -> None:
         ttl_s = self._settings.session_ttl_s
-        store.expire(now - ttl_s, f"it was not used for {ttl_s:g} s", busy, now)
+        forgetting.expire(store, now - ttl_s, f"it was not used for {ttl_s:g} s", busy, now)
 
     def _make_room(self, store: Store, busy: Container[SessionKey], now: float) -> None:
         num_sessions, num_tokens = self._settings.max_sessions, self._settings.max_session_tokens
         reason = "it made room for others, which were used later"
         try:
-            store.make_room(num_sessions, num_tokens, reason, busy, now)
+            forgetting.make_room(store, num_sessions, num_tokens, reason, busy, now)
         except StoreError as error:  # what was to be kept is
             log.warning("no session could make room: %s", error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 import zlib
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,17 @@ import msgspec
 
 from lmserve.messages import pack_ids
 from lmserve.service.answers.records import Record
+from lmserve.service.items import (
+    Item,
+    items_of,
+    pack_logprobs,
+    pack_parts,
+    to_message,
+    with_logprobs,
+)
 from lmserve.service.store.rows import Entry, to_json
 from lmserve.service.streams.stream import StreamEvent
-from lmserve.types import Usage
+from lmserve.types import Part, Usage
 
 Db = sqlite3.Connection
 
@@ -26,6 +35,12 @@ class Steer:
     id: str
     messages: Sequence[Mapping[str, Any]]
     given: Any  # as it came
+
+
+def said_of(steers: Sequence[Steer]) -> list[dict[str, Any]]:
+    """What tools gave comes first: it answers the calls that were made before."""
+    messages = [dict(message) for steer in steers for message in steer.messages]
+    return sorted(messages, key=lambda message: message.get("role") != "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +65,7 @@ class Chunk:
     events: list[StreamEvent] = field(default_factory=list)
     text: str = ""
     token_ids: Sequence[int] = ()
+    parts: Sequence[Part] | None = None  # of the text, where it was told apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +75,15 @@ class Said:
     text: str
     token_ids: Sequence[int]  # its own
     state: str | None
+    items: Sequence[Item] | None = None  # where it is more than a text
 
 
 # --- records --------------------------------------------------------------------------------
 
 SELECT_RECORD = (
     "SELECT r.id, r.owner, s.id, r.previous, r.created, r.model, r.told, r.status, r.reason,"
-    " r.ended, r.inputs, r.message, r.usage, r.error, r.background, r.successor, m.message"
+    " r.ended, r.inputs, r.message, r.usage, r.error, r.background, r.successor, r.logprobs,"
+    " m.message"
     " FROM responses r JOIN sessions s ON s.key = r.session"
     " LEFT JOIN messages m ON m.id = r.message AND r.owns"
 )
@@ -73,8 +91,9 @@ SELECT_RECORD = (
 
 def read_record(row: tuple[Any, ...]) -> Record:
     (id, owner, session, previous, created, model, told, status, reason, ended, inputs, message,
-     usage, error, background, successor, said) = row  # fmt: skip
-    return Record(
+     usage, error, background, successor, logprobs, said) = row  # fmt: skip
+    answer = {"content": ""} if said is None else msgspec.json.decode(said)
+    record = Record(
         id=id,
         owner=owner,
         session=session,
@@ -85,7 +104,8 @@ def read_record(row: tuple[Any, ...]) -> Record:
         status=status,
         reason=reason,
         ended=ended,
-        text="" if said is None else msgspec.json.decode(said)["content"],
+        text=answer["content"],
+        items=items_of(answer),
         input_ids=msgspec.json.decode(inputs),
         message_id=message,
         usage=None if usage is None else Usage(*msgspec.json.decode(usage)),
@@ -93,6 +113,9 @@ def read_record(row: tuple[Any, ...]) -> Record:
         background=bool(background),
         successor=successor,
     )
+    if logprobs is not None:
+        record.items = with_logprobs(record.said, logprobs)
+    return record
 
 
 def insert_record(
@@ -130,13 +153,18 @@ def insert_record(
 def end_record(db: Db, record: Record) -> None:
     """Its text and tokens are its message's now, not its chunks'."""
     usage = record.usage
-    numbers = usage and (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    numbers = usage and dataclasses.astuple(usage)
+    logprobs = pack_logprobs(record.items)
     db.execute(
-        "UPDATE responses SET status = ?, reason = ?, ended = ?, usage = ?, error = ? WHERE id = ?",
+        "UPDATE responses SET status = ?, reason = ?, ended = ?, usage = ?, error = ?,"
+        " logprobs = ?, num_bytes = num_bytes + ? WHERE id = ?",
         (record.status, record.reason, record.ended, numbers and _json(numbers),
-         record.error and _json(record.error), record.id),
+         record.error and _json(record.error), logprobs, len(logprobs or b""), record.id),
     )  # fmt: skip
-    db.execute("UPDATE chunks SET text = NULL, token_ids = NULL WHERE response = ?", (record.id,))
+    db.execute(
+        "UPDATE chunks SET text = NULL, token_ids = NULL, parts = NULL WHERE response = ?",
+        (record.id,),
+    )
 
 
 def _json(value: Any) -> str:
@@ -153,10 +181,11 @@ def insert_chunk(db: Db, id: str, chunk: Chunk) -> None:
     pairs = [(event.name, event.data) for event in chunk.events]
     packed = zlib.compress(msgspec.msgpack.encode(pairs), 1)
     db.execute(
-        "INSERT INTO chunks (response, first, num_events, events, text, token_ids)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        (id, chunk.first, len(pairs), packed, chunk.text, pack_ids(chunk.token_ids)),
-    )
+        "INSERT INTO chunks (response, first, num_events, events, text, token_ids, parts)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (id, chunk.first, len(pairs), packed, chunk.text, pack_ids(chunk.token_ids),
+         pack_parts(chunk.parts)),
+    )  # fmt: skip
     db.execute("UPDATE responses SET num_bytes = num_bytes + ? WHERE id = ?", (len(packed), id))
 
 
@@ -176,7 +205,7 @@ def close_message(db: Db, message: int, said: Said) -> int:
     db.execute(
         "UPDATE messages SET message = ?, token_ids = ?, line_tokens = line_tokens + ?, state = ?"
         " WHERE id = ?",
-        (to_json({"role": "assistant", "content": said.text}), before + packed, num_tokens,
-         said.state, message),
+        (to_json(to_message(said.text, said.items)), before + packed, num_tokens, said.state,
+         message),
     )  # fmt: skip
     return num_tokens

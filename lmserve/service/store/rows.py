@@ -10,6 +10,7 @@ import msgspec
 
 from lmserve.errors import InvalidField
 from lmserve.messages import unpack_ids
+from lmserve.service.items import as_chat
 from lmserve.types import History
 
 Message = dict[str, Any]
@@ -77,7 +78,7 @@ def read_line(
     num_bytes = num_known = 0  # of `ids` and `messages`, up to the last answer
     num_tokens = 0
     for text, packed, num_tokens, restarts, key in rows:  # noqa: B007  the last one's
-        messages.append(msgspec.json.decode(text))
+        messages.append(as_chat(msgspec.json.decode(text)))
         # an unknown message ends what is known, until all begins anew
         known = packed is not None and key == text_key and (known or bool(restarts))
         if restarts:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -26,7 +25,7 @@ from lmserve.service.store.rows import (
 
 __all__ = ["Entry", "Line", "SessionKey", "Store"]
 
-_INT64_MAX = 2**63 - 1  # SQLite's integers end here
+INT64_MAX = 2**63 - 1  # SQLite's integers end here
 
 # What a full, read-only or damaged file does; rows that are not what was written do the rest.
 _DAMAGE = (sqlite3.Error, msgspec.DecodeError, zlib.error, ValueError, TypeError, LookupError)
@@ -86,58 +85,8 @@ class Store:
         with self.transaction():
             row = self._row(key)
             if row is not None:
-                self._delete_all_of(row[0])
+                self.clear(row[0])
                 self._connection.execute("DELETE FROM sessions WHERE key = ?", row[:1])
-
-    def take_lost(self, key: SessionKey) -> str | None:
-        """Why the session was forgotten, told once."""
-        with self.transaction():
-            row = self._connection.execute(
-                "SELECT key, lost FROM sessions WHERE owner = ? AND id = ? AND lost IS NOT NULL",
-                (key.owner, key.id),
-            ).fetchone()
-            if row is None:
-                return None
-            self._connection.execute("DELETE FROM sessions WHERE key = ?", row[:1])
-            return str(row[1])
-
-    def expire(self, before: float, reason: str, busy: Container[SessionKey], now: float) -> int:
-        """Forgets the sessions last used before then."""
-        with self.transaction():
-            rows = self._by_use("AND used < ?", (before,))
-            return self._forget([row[0] for row in rows if _key(row) not in busy], reason, now)
-
-    def make_room(
-        self,
-        max_sessions: int,
-        max_tokens: int,
-        reason: str,
-        busy: Container[SessionKey],
-        now: float,
-    ) -> int:
-        """Forgets what was unused longest until the rest fits."""
-        with self.transaction():
-            num_sessions, num_tokens = self._connection.execute(
-                "SELECT count(*), total(num_tokens) FROM sessions WHERE lost IS NULL"
-            ).fetchone()
-            sessions = []
-            for row in self._by_use():
-                if num_sessions <= max_sessions and num_tokens <= max_tokens:
-                    break
-                if _key(row) not in busy:
-                    sessions.append(row[0])
-                    num_sessions -= 1
-                    num_tokens -= row[3]
-            return self._forget(sessions, reason, now)
-
-    def drop_lost(self, most: int) -> None:
-        """Of the reasons nobody asked for, keeps the newest."""
-        with self.transaction():
-            self._connection.execute(
-                "DELETE FROM sessions WHERE key IN (SELECT key FROM sessions"
-                " WHERE lost IS NOT NULL ORDER BY used DESC LIMIT -1 OFFSET ?)",
-                (min(most, _INT64_MAX),),
-            )
 
     # --- within a transaction -------------------------------------------------------------
 
@@ -175,7 +124,7 @@ class Store:
         if message is None:
             return
         found = (
-            abs(message) <= _INT64_MAX
+            abs(message) <= INT64_MAX
             and self._connection.execute(
                 "SELECT 1 FROM messages WHERE id = ? AND session = ?", (message, session)
             ).fetchone()
@@ -275,32 +224,11 @@ class Store:
         ).fetchone()
         return 0 if row is None else int(row[0])
 
-    def _by_use(self, condition: str = "", values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
-        """Living sessions, the one unused longest first."""
-        return self._connection.execute(
-            "SELECT key, owner, id, num_tokens FROM sessions"
-            f" WHERE lost IS NULL {condition} ORDER BY used, key",
-            values,
-        )
-
-    def _forget(self, sessions: list[int], reason: str, now: float) -> int:
-        for session in sessions:
-            self._delete_all_of(session)
-            self._connection.execute(
-                "UPDATE sessions SET title = NULL, head = NULL, num_messages = 0, num_tokens = 0,"
-                " used = ?, lost = ? WHERE key = ?",
-                (now, reason, session),
-            )
-        return len(sessions)
-
-    def _delete_all_of(self, session: int) -> None:
+    def clear(self, session: int) -> None:
+        """Of all that was said in it."""
         self._connection.execute(
             "DELETE FROM chunks WHERE response IN (SELECT id FROM responses WHERE session = ?)",
             (session,),
         )
         self._connection.execute("DELETE FROM responses WHERE session = ?", (session,))
         self._connection.execute("DELETE FROM messages WHERE session = ?", (session,))
-
-
-def _key(row: tuple[Any, ...]) -> SessionKey:
-    return SessionKey(row[1], row[2])

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from lmserve.errors import InvalidField, SessionExists, SessionNotFound
+from lmserve.service.items import as_chat, items_of
 from lmserve.service.sessions.tree import Made, Node, Seed, SessionInfo
 from lmserve.service.store.rows import SessionKey, line_sql, num_stored, to_json
 from lmserve.service.store.store import Store
@@ -199,7 +200,15 @@ def _node(
     id, parent, text, created, line_tokens, state = row
     message, by = msgspec.json.decode(text), made.get(id)
     return Node(
-        id, parent, message, created, line_tokens, siblings, state, None if by is None else _by(*by)
+        id,
+        parent,
+        as_chat(message),
+        created,
+        line_tokens,
+        siblings,
+        state,
+        None if by is None else _by(*by),
+        items_of(message),
     )
 
 

@@ -75,6 +75,7 @@ class Making:
         self._generations: Sequence[Generation] = ()
         self._started = asyncio.Event()  # the request is taken or refused
         self._failure: LmserveError | None = None  # that came before the first event
+        self._is_read = False  # before that, too
         self.task = asyncio.create_task(self._make(recipe))  # which alone keeps its request
         self.task.add_done_callback(self._on_done)
 
@@ -83,11 +84,16 @@ class Making:
         with self._waiting():
             await self._started.wait()
 
-    async def begun(self) -> None:
-        """Returns when its first event is there. Raises what failed before that."""
+    async def begun(self, within_s: float | None = None) -> None:
+        """Returns when its first event is there. Raises what failed before that. Or returns
+        after that time: whatever fails then is told in events."""
         if not self.stream.next:
             with self._waiting() as reader:
-                await reader.wait()
+                try:
+                    async with asyncio.timeout(within_s):
+                        await reader.wait()
+                except TimeoutError:
+                    self._is_read = True
         if self._failure is not None:
             raise self._failure
 
@@ -147,7 +153,7 @@ class Making:
         if not isinstance(error, LmserveError):
             logger.error("the answer of %s failed", self.stream.id, exc_info=error)
             error = LmserveError(f"internal error; the log has it as {self.stream.id}")
-        if self.stream.next:
+        if self.stream.next or self._is_read:
             self._append(self._tell_failure(error))
         else:
             self._failure = error

@@ -1,0 +1,42 @@
+"""Records of answers as the protocol tells them."""
+
+from __future__ import annotations
+
+from lmserve.protocol.responses.objects import (
+    TOLD,
+    ResponseFailure,
+    ResponseIncompleteDetails,
+    ResponseObject,
+    ResponseUsage,
+)
+from lmserve.protocol.sessions import message_id
+from lmserve.server.responses.item_views import output_items
+from lmserve.service.answers.records import Record
+
+_UNTOLD = frozenset(("queued", "in_progress"))
+
+
+def response_object(record: Record) -> ResponseObject:
+    """What was said is in its output once it has ended."""
+    told = {name: value for name, value in record.told.items() if name in TOLD}
+    told.setdefault("background", record.background)
+    completed = record.status == "completed" and record.ended is not None
+    return ResponseObject(
+        id=record.id,
+        created_at=int(record.created),
+        completed_at=int(record.ended or 0) if completed else None,
+        status=record.status,
+        error=None if record.error is None else ResponseFailure.of(*record.error),
+        incomplete_details=(
+            None if record.reason is None else ResponseIncompleteDetails(reason=record.reason)
+        ),
+        model=record.model,
+        output=[] if record.status in _UNTOLD else output_items(record),
+        previous_response_id=record.previous,
+        successor=record.successor,
+        usage=None if record.usage is None else ResponseUsage.of(record.usage),
+        session=record.session,
+        input_message_ids=[message_id(id) for id in record.input_ids],
+        message_id=None if record.message_id is None else message_id(record.message_id),
+        **told,
+    )
