@@ -53,6 +53,8 @@ def text_for(field: SettingField) -> st.SearchStrategy[str]:
         return st.sampled_from(field.choices)
     if field.name == "device":
         return st.sampled_from(["auto", "cpu", "cuda", "cuda:3"])
+    if field.name.endswith("_parser"):
+        return st.sampled_from(["auto", "none", "hermes"])
     if field.name.endswith("_url"):
         return st.sampled_from(["http://localhost:8000", "https://example.org"])
     if field.name == "allow_methods":

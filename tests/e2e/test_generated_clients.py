@@ -104,6 +104,7 @@ def test_the_java_client_has_no_fault_but_missing_libraries(generate: Generate, 
     assert [error for error in errors if not error.endswith(absent)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="no npm on the PATH")
 def test_the_typescript_client_compiles(generate: Generate, tmp_path: Path):
     sources = generate("typescript-fetch")
