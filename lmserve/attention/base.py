@@ -4,9 +4,11 @@ A backend is built for one cache shape and one device, bound once to the cache's
 then called per step: `prepare` turns the rows of a step into metadata (indices, masks) that
 all layers share; `forward` writes the new keys and values of one layer and attends.
 
-One layer's keys, and likewise its values, are one tensor (num_blocks, num_kv_heads,
-block_size, head_dim): seen as (num_blocks * num_kv_heads, block_size * head_dim), one
-index_select with `block * num_kv_heads + head` gathers (sequence, head, context, head_dim).
+One layer's keys, and likewise its values, are one tensor, in one of two layouts. Heads first,
+(num_blocks, num_kv_heads, block_size, head_dim), is the processor's: seen as
+(num_blocks * num_kv_heads, block_size * head_dim), one index_select with
+`block * num_kv_heads + head` gathers (sequence, head, context, head_dim). Tokens first,
+(num_blocks, block_size, num_kv_heads, head_dim), is what paged kernels on a device take.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 import numpy as np
@@ -28,7 +31,7 @@ class CacheShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    block_size: int
+    block_size: int  # 0 until a backend is chosen, where that decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +52,37 @@ class AttentionBatch:
     blocks: Sequence[Sequence[int]]  # block tables; each covers start + len tokens
 
 
-@dataclass(slots=True)
 class Metadata:
-    """What all layers of a step share. `slots` are rows of the cache seen as
-    (num_blocks * num_kv_heads * block_size, head_dim), one for each (token, kv head)."""
+    """What all layers of a step share. Each backend has its own."""
 
-    batch: AttentionBatch
-    slots: torch.Tensor
+    __slots__ = ()
 
 
 class AttentionBackend(ABC):
     name: ClassVar[str]
+    tokens_first: ClassVar[bool] = False  # the layout of its cache
+    capturable: ClassVar[bool] = False  # a graph may capture the attention of decode rows
+
+    remark: ClassVar[str] = ""  # for people: how it differs from others of its name
+
+    @classmethod
+    def default_block_size(cls) -> int:
+        return 16
+
+    @classmethod
+    def refusal(
+        cls,
+        shape: CacheShape,
+        dtype: torch.dtype,
+        device: torch.device,
+        options: Sequence[AttentionOptions],
+    ) -> str | None:
+        """Why it cannot run this, in words that follow its name; None if a probe may try."""
+        return None
 
     def __init__(self, shape: CacheShape, dtype: torch.dtype, device: torch.device):
         self.shape = shape
-        self.dtype = dtype
+        self.dtype = dtype  # of the cache
         self.device = device
         self.kv: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
 
@@ -76,11 +95,6 @@ class AttentionBackend(ABC):
         """Metadata of one step, valid until the next `prepare`."""
 
     @abstractmethod
-    def attend(
-        self, q: torch.Tensor, layer: int, options: AttentionOptions, metadata: Metadata
-    ) -> torch.Tensor:
-        """Attention of q (T, heads, head_dim) over what the cache holds; the same shape."""
-
     def forward(
         self,
         q: torch.Tensor,  # (T, heads, head_dim)
@@ -90,21 +104,8 @@ class AttentionBackend(ABC):
         options: AttentionOptions,
         metadata: Metadata,
     ) -> torch.Tensor:
-        """Writes the step's keys and values, then attends: causal, over the row's context."""
-        head_dim = self.shape.head_dim
-        keys, values = self.kv[layer]
-        keys.view(-1, head_dim).index_copy_(0, metadata.slots, k.reshape(-1, head_dim))
-        values.view(-1, head_dim).index_copy_(0, metadata.slots, v.reshape(-1, head_dim))
-        return self.attend(q, layer, options, metadata)
-
-    def slots(self, batch: AttentionBatch, table: np.ndarray) -> torch.Tensor:
-        """Where the step's keys and values go."""
-        block_size, num_kv_heads = self.shape.block_size, self.shape.num_kv_heads
-        row, position = token_rows(batch), token_positions(batch)
-        first = table[row, position // block_size] * num_kv_heads * block_size
-        slots = (first + position % block_size)[:, None]
-        slots = slots + np.arange(num_kv_heads) * block_size
-        return torch.from_numpy(slots.reshape(-1)).to(self.device)
+        """Writes the step's keys and values, then attends: causal, over the row's context.
+        A tensor like q."""
 
 
 def token_rows(batch: AttentionBatch) -> np.ndarray:
@@ -122,9 +123,9 @@ def token_positions(batch: AttentionBatch) -> np.ndarray:
 def block_table(batch: AttentionBatch) -> np.ndarray:
     """Block tables as one array. A short one is filled up with its own first block: what it
     gathers there is masked, and can never be another sequence's bad number."""
-    width = max(len(blocks) for blocks in batch.blocks)
-    table = np.empty((len(batch.blocks), width), dtype=np.int64)
-    for line, blocks in zip(table, batch.blocks, strict=True):
-        line[: len(blocks)] = blocks
-        line[len(blocks) :] = blocks[0]
+    sizes = np.fromiter(map(len, batch.blocks), np.int64)
+    firsts = np.fromiter((blocks[0] for blocks in batch.blocks), np.int64)
+    table = np.repeat(firsts[:, None], sizes.max(), axis=1)
+    held = np.arange(table.shape[1]) < sizes[:, None]
+    table[held] = np.fromiter(chain.from_iterable(batch.blocks), np.int64, sizes.sum())
     return table

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from lmserve.attention.base import (
-    AttentionBackend,
     AttentionBatch,
     AttentionOptions,
     CacheShape,
@@ -30,6 +29,7 @@ from lmserve.attention.base import (
     block_table,
 )
 from lmserve.attention.elementwise import VECTOR, softcap_
+from lmserve.attention.slots import SlotAttention, SlotMetadata
 
 TILE_SIZES = (128, 32, 8, 1)  # queries in a tile; what is left of a chunk takes a smaller one
 DETERMINISTIC_TILE = 8
@@ -66,12 +66,12 @@ class Bucket:
 
 
 @dataclass(slots=True)
-class CpuMetadata(Metadata):
+class CpuMetadata(SlotMetadata):
     table: np.ndarray
     buckets: dict[int | None, list[Bucket]] = field(default_factory=dict)  # by window
 
 
-class CpuAttention(AttentionBackend):
+class CpuAttention(SlotAttention):
     name: ClassVar[str] = "cpu"
 
     def __init__(

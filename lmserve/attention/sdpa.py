@@ -6,24 +6,20 @@ from typing import ClassVar
 
 import torch
 
-from lmserve.attention.base import (
-    AttentionBackend,
-    AttentionBatch,
-    AttentionOptions,
-    Metadata,
-    block_table,
-)
+from lmserve.attention.base import AttentionBatch, AttentionOptions, Metadata, block_table
+from lmserve.attention.slots import SlotAttention, SlotMetadata
 
 
-class SdpaAttention(AttentionBackend):
+class SdpaAttention(SlotAttention):
     name: ClassVar[str] = "sdpa"
 
     def prepare(self, batch: AttentionBatch) -> Metadata:
-        return Metadata(batch, self.slots(batch, block_table(batch)))
+        return SlotMetadata(batch, self.slots(batch, block_table(batch)))
 
     def attend(
         self, q: torch.Tensor, layer: int, options: AttentionOptions, metadata: Metadata
     ) -> torch.Tensor:
+        assert isinstance(metadata, SlotMetadata)
         keys, values = self.kv[layer]
         batch, out, first = metadata.batch, torch.empty_like(q), 0
         for start, length, blocks in zip(batch.starts, batch.lens, batch.blocks, strict=True):

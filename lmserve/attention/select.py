@@ -3,78 +3,155 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from lmserve.attention.base import (
-    AttentionBackend,
-    AttentionBatch,
-    AttentionOptions,
-    CacheShape,
-)
+from lmserve.attention.base import AttentionBackend, AttentionOptions, CacheShape
 from lmserve.attention.cpu import CpuAttention
+from lmserve.attention.flash import FlashAttention
+from lmserve.attention.flash3 import Flash3Attention
+from lmserve.attention.flash4 import Flash4Attention
+from lmserve.attention.native import NativeAttention
+from lmserve.attention.paged import PagedAttention
+from lmserve.attention.paged_torch import PagedTorchAttention
+from lmserve.attention.probe import probe
 from lmserve.attention.sdpa import SdpaAttention
+from lmserve.attention.triton_paged import TritonAttention
+from lmserve.attention.varlen import PagedVarlenAttention, VarlenAttention
 from lmserve.errors import SettingsError
+from lmserve.native.library import Kernels
 
 log = logging.getLogger(__name__)
 
-Build = Callable[[], AttentionBackend]
+# On a device, the fastest first; what shares a name, likewise.
+ON_DEVICE: tuple[type[AttentionBackend], ...] = (
+    Flash3Attention,
+    Flash4Attention,
+    FlashAttention,
+    PagedVarlenAttention,
+    VarlenAttention,
+    TritonAttention,
+    PagedTorchAttention,
+    SdpaAttention,
+)
+ON_CPU: tuple[type[AttentionBackend], ...] = (
+    NativeAttention,
+    CpuAttention,
+    SdpaAttention,
+    PagedTorchAttention,
+    TritonAttention,
+)
 
 
 def select_attention(
-    name: str, shape: CacheShape, dtype: torch.dtype, device: torch.device, deterministic: bool
+    name: str,
+    shape: CacheShape,  # block size 0: what suits the backend
+    dtype: torch.dtype,  # of the KV cache
+    device: torch.device,
+    deterministic: bool,
+    kernels: Kernels | None = None,
+    *,
+    options: Sequence[AttentionOptions] = (),  # of the model's layers, where they are known
+    paged: bool = False,  # the model writes a paged cache itself
 ) -> AttentionBackend:
-    """The backend of that name, or for `auto` the fastest that passes its probe."""
-    known: dict[str, Build] = {
-        "cpu": lambda: CpuAttention(shape, dtype, device, deterministic),
-        "sdpa": lambda: SdpaAttention(shape, dtype, device),
-    }
+    """The backend of that name, or for `auto` the fastest that passes its probe. Its shape has
+    the block size."""
+    needs = Needs(shape, dtype, device, deterministic, kernels, options, paged)
+    passed_over: list[str] = []
+    for kind in _kinds(name, needs):
+        made = needs.refusal(kind) or _made(kind, needs, probed=name == "auto" or not needs.on_cpu)
+        if isinstance(made, AttentionBackend):
+            why = "it passed its probe" if name == "auto" else "asked for"
+            _tell(made, "; ".join([why, *passed_over]))
+            return made
+        passed_over.append(f"{_title(kind)}: {made}")
+    if name != "auto":
+        raise SettingsError(f"--attention {passed_over[-1]}; use auto")
+    raise SettingsError(f"no attention backend works on this device; {'; '.join(passed_over)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What attention is selected for."""
+
+    shape: CacheShape
+    dtype: torch.dtype
+    device: torch.device
+    deterministic: bool
+    kernels: Kernels | None
+    options: Sequence[AttentionOptions]
+    paged: bool
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.device.type == "cpu"
+
+    def build(self, kind: type[AttentionBackend]) -> AttentionBackend:
+        shape = self.shape_for(kind)
+        if kind is NativeAttention:
+            assert self.kernels is not None
+            return NativeAttention(shape, self.dtype, self.kernels)
+        if kind is CpuAttention:
+            return CpuAttention(shape, self.dtype, self.device, self.deterministic)
+        return kind(shape, self.dtype, self.device)
+
+    def shape_for(self, kind: type[AttentionBackend]) -> CacheShape:
+        return replace(self.shape, block_size=self.shape.block_size or kind.default_block_size())
+
+    def refusal(self, kind: type[AttentionBackend]) -> str | None:
+        if kind is NativeAttention and self.kernels is None:
+            return "it needs --kernels avx2 or avx512"
+        if self.paged and not issubclass(kind, PagedAttention):
+            return "its cache is not paged, as these --kernels need"
+        return kind.refusal(self.shape_for(kind), self.dtype, self.device, self.options)
+
+
+def _kinds(name: str, needs: Needs) -> list[type[AttentionBackend]]:
+    """The candidates, of which `auto` leaves out what cannot be for this model anyway."""
+    kinds, other = (ON_CPU, ON_DEVICE) if needs.on_cpu else (ON_DEVICE, ON_CPU)
     if name == "auto":
-        name, why = _first_that_works(known)
-    elif name in known:
-        why = "asked for"
-    else:
-        raise SettingsError(f"attention {name!r} is unknown; choose auto, {', '.join(known)}")
-    log.info("attention: %s on %s (%s)", name, device, why)
-    return known[name]()
+        return [kind for kind in kinds if _worth_trying(kind, needs)]
+    found = [kind for kind in kinds if kind.name == name]
+    if found:
+        return found
+    if any(kind.name == name for kind in other):
+        raise SettingsError(f"--attention {name} does not run on {needs.device.type}; use auto")
+    names = ", ".join(dict.fromkeys(kind.name for kind in kinds))
+    raise SettingsError(f"attention {name!r} is unknown; choose auto, {names}")
 
 
-def _first_that_works(known: dict[str, Build]) -> tuple[str, str]:
-    reason = "the batched one passed its probe"
-    for name, build in known.items():
-        try:
-            _probe(build())
-        except Exception as error:  # whatever a kernel raises, the next one may do
-            reason = f"{name} failed its probe: {error}"
-        else:
-            return name, reason
-    raise SettingsError(f"no attention backend works on this device; {reason}")
+def _worth_trying(kind: type[AttentionBackend], needs: Needs) -> bool:
+    if kind is NativeAttention and needs.kernels is None:
+        return False
+    if kind is TritonAttention and needs.on_cpu:  # interpreted: by name alone
+        return False
+    return not needs.paged or issubclass(kind, PagedAttention)
 
 
-def _probe(backend: AttentionBackend) -> None:
-    """One decode row over two blocks in no order and one chunk, against the oracle: seeing all,
-    and through a window that ends inside the first block."""
-    shape, dtype, device = backend.shape, backend.dtype, backend.device
-    oracle = SdpaAttention(shape, dtype, device)
-    generator = torch.Generator().manual_seed(0)
+def _made(kind: type[AttentionBackend], needs: Needs, *, probed: bool) -> AttentionBackend | str:
+    """A backend, or why it cannot be."""
+    if not probed:
+        return needs.build(kind)
+    try:
+        backend = needs.build(kind)
+        probe(backend, needs.options)
+    except Exception as error:  # whatever a kernel raises, the next one may do
+        lines = str(error).splitlines()
+        return f"it failed its probe: {lines[0] if lines else type(error).__name__}"
+    return backend
 
-    def randn(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator).to(device, dtype)
 
-    block_size = shape.block_size
-    size = (3, shape.num_kv_heads, block_size, shape.head_dim)
-    kv = [(randn(*size), randn(*size))]
-    length = min(3, block_size)
-    batch = AttentionBatch([2 * block_size - 1, 0], [1, length], [[2, 0], [1]])
-    k, v = (randn(1 + length, shape.num_kv_heads, shape.head_dim) for _ in range(2))
-    q = randn(1 + length, shape.num_heads, shape.head_dim)
-    close = 1e-4 if dtype == torch.float32 else 3e-2
-    for window in (None, block_size + 1):
-        options = AttentionOptions(shape.head_dim**-0.5, window)
-        results = []
-        for each in (backend, oracle):
-            each.bind([(keys.clone(), values.clone()) for keys, values in kv])
-            results.append(each.forward(q, k, v, 0, options, each.prepare(batch)).float())
-        if not torch.allclose(results[0], results[1], atol=close, rtol=close):
-            raise RuntimeError("its result is wrong")
+def _tell(backend: AttentionBackend, why: str) -> None:
+    log.info(
+        "attention: %s on %s, blocks of %d tokens (%s)",
+        _title(type(backend)),
+        backend.device,
+        backend.shape.block_size,
+        why,
+    )
+
+
+def _title(kind: type[AttentionBackend]) -> str:
+    return " ".join(filter(None, (kind.name, kind.remark)))

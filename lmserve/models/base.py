@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
-from lmserve.attention.base import AttentionBackend, CacheShape, Metadata
+from lmserve.attention.base import AttentionBackend, AttentionOptions, CacheShape, Metadata
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model says of itself. `cache` lacks only the block size (1)."""
+    """What a loaded model says of itself. `cache` lacks only the block size."""
 
     architecture: str
     vocab_size: int
@@ -20,10 +21,13 @@ class ModelInfo:
     num_parameters: int
     hidden_size: int
     weights: str  # for people: "int4 (q4_1) + float32"
+    dtype: str  # of activations
     cache: CacheShape
+    attention: tuple[AttentionOptions, ...] = ()  # what its layers ask for, each once
 
 
 class Model(ABC):
+    capturable: ClassVar[bool] = False  # a graph may capture what it does
     info: ModelInfo
     attention: AttentionBackend
 

@@ -70,9 +70,11 @@ class Decoder(Model):
             num_parameters=source.num_parameters,
             hidden_size=config.hidden_size,
             weights=source.label,
+            dtype=source.numerics.dtype_name,
             cache=CacheShape(
-                config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim, 1
+                config.num_layers, config.num_heads, config.num_kv_heads, config.head_dim, 0
             ),
+            attention=tuple(dict.fromkeys(layer.options for layer in self.layers)),
         )
 
     def bind(self, attention: AttentionBackend, max_positions: int) -> None:

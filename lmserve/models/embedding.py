@@ -10,7 +10,7 @@ from lmserve.models.linear import Linear
 
 if TYPE_CHECKING:
     from lmserve.models.source import Source
-    from lmserve.weights.quant.ggml import GGMLTensor
+    from lmserve.weights.quant.base import QuantisedTensor
 
 
 class DenseEmbedding:
@@ -24,7 +24,7 @@ class DenseEmbedding:
 class PackedEmbedding:
     """Only the rows looked up are dequantised."""
 
-    def __init__(self, weight: GGMLTensor, dtype: torch.dtype, device: torch.device):
+    def __init__(self, weight: QuantisedTensor, dtype: torch.dtype, device: torch.device):
         self.weight = weight
         self.dtype = dtype
         self.device = device
@@ -52,9 +52,9 @@ def embedding_and_head(
 ) -> tuple[Embedding, Linear]:
     """The first and the last weight of a model, one table where they are tied."""
     name, numerics = "model.embed_tokens.weight", source.numerics
-    weight = source.raw(name, vocab_size, hidden_size)
+    weight = source.weight(name, vocab_size, hidden_size)
     embedding: Embedding
-    if numerics.packed and not isinstance(weight, torch.Tensor):
+    if numerics.packed and not numerics.on_device and not isinstance(weight, torch.Tensor):
         embedding = PackedEmbedding(weight, numerics.dtype, numerics.device)
     else:
         embedding = DenseEmbedding(source.dense(weight))

@@ -52,6 +52,7 @@ class Probe:
     """What the attention layers of a model ask for: (heads, kv heads, head dim) of each."""
 
     layers: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    options: dict[AttentionOptions, None] = field(default_factory=dict)  # each once
 
 
 class HfModel(Model):
@@ -117,10 +118,12 @@ class HfModel(Model):
             if layer in self._step.layers or k.shape != v.shape or q.shape[3] != k.shape[3]:
                 raise ModelError("keys and values of the model do not have one plain shape")
             self._step.layers[layer] = (q.shape[1], k.shape[1], k.shape[3])
+            self._step.options[options] = None
             return torch.zeros_like(q.transpose(1, 2))
         q, k, v = (each[0].transpose(0, 1) for each in (q, k, v))
-        sums = k.sum((1, 2), dtype=torch.float32) + v.sum((1, 2), dtype=torch.float32)
-        self._finite.append(sums.isfinite())
+        kept = [each.to(self.attention.dtype) for each in (k, v)]  # as the cache has them
+        sums = torch.stack([each.sum((1, 2), dtype=torch.float32) for each in kept])
+        self._finite.append(sums.isfinite().all(0))
         return self.attention.forward(q, k, v, layer, options, self._step)[None]
 
     def _probe(self, architecture: str, numerics: Numerics) -> ModelInfo:
@@ -153,8 +156,10 @@ class HfModel(Model):
             max_positions=getattr(config, "max_position_embeddings", 2048),
             num_parameters=sum(parameter.numel() for parameter in parameters),
             hidden_size=config.hidden_size,
-            weights=f"{str(numerics.dtype).removeprefix('torch.')} (transformers)",
-            cache=CacheShape(len(probe.layers), num_heads, num_kv_heads, head_dim, 1),
+            weights=f"{numerics.dtype_name} (transformers)",
+            dtype=numerics.dtype_name,
+            cache=CacheShape(len(probe.layers), num_heads, num_kv_heads, head_dim, 0),
+            attention=tuple(probe.options),
         )
 
     @torch.inference_mode()

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 
 from lmserve.attention.elementwise import softcap_
+from lmserve.fused.base import Ops
+from lmserve.native.library import Kernels
 
 Linear: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # (T, in) to (T, out)
 
@@ -41,10 +43,30 @@ _quiet = threading.Lock()  # warnings are the whole process's, and layers load i
 class Numerics:
     """How a model computes."""
 
-    dtype: torch.dtype
+    dtype: torch.dtype  # of dense weights; with torch's kernels also of activations and KV
     device: torch.device
-    packed: bool  # products with quantised weights may be of integers
+    packed: bool  # quantised weights may be multiplied as they are, less exactly
     deterministic: bool
+    kernels: Kernels | None = None  # None: torch's
+    native_kv: torch.dtype = torch.float32  # of the KV cache, with kernels of our own
+    fused: Ops | None = None  # between products, on the device path; None: torch's, one by one
+    quantization: str = "none"  # fp8: weights are rounded as they are loaded
+    rounded_kv: torch.dtype | None = None  # of the KV cache on the device path; None: as dtype
+
+    @property
+    def on_device(self) -> bool:
+        """Products run where a graph may capture them: none may look at the host."""
+        return self.fused is not None or self.device.type != "cpu"
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        if self.kernels is not None:
+            return self.native_kv
+        return self.dtype if self.rounded_kv is None else self.rounded_kv
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
 
 class DenseLinear:

@@ -17,18 +17,18 @@ class Rope:
         config: RopeConfig,
         head_dim: int,
         max_positions: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
     ):
         frequencies, scale = _frequencies(config, head_dim)
         angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * frequencies
-        self._cos = (angles.cos() * scale).to(device, dtype)  # (positions, head_dim / 2)
-        self._sin = (angles.sin() * scale).to(device, dtype)
+        both = ((part * scale).to(device, dtype) for part in (angles.cos(), angles.sin()))
+        self.tables: tuple[torch.Tensor, ...] = tuple(both)  # (positions, head_dim / 2)
 
     def at(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Cosine over the whole head, sine and minus sine over its half: once a step."""
-        cos = self._cos.index_select(0, positions)
-        sin = self._sin.index_select(0, positions).unsqueeze(1)
+        cos, sin = (table.index_select(0, positions) for table in self.tables)
+        sin = sin.unsqueeze(1)
         return torch.cat((cos, cos), dim=-1).unsqueeze(1), sin, -sin
 
 

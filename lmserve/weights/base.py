@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from lmserve.weights.quant.ggml import GGMLTensor
+    from lmserve.weights.header import StoredTensor
+    from lmserve.weights.quant.base import QuantisedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,16 @@ class Checkpoint(ABC):
         """All tensors, under Hugging Face's names."""
 
     @abstractmethod
-    def get(self, name: str) -> torch.Tensor | GGMLTensor:
+    def get(self, name: str) -> torch.Tensor | QuantisedTensor:
         """One tensor as it is stored: quantised blocks stay quantised. Do not write to it.
 
         Raises ModelError when the file does not hold it.
         """
+
+    def stored(self, name: str) -> StoredTensor | None:
+        """Where the values of a tensor lie, for whoever reads them otherwise; None where they
+        are not plain values in a file."""
+        return None
 
     @abstractmethod
     def tokenizer_assets(self) -> TokenizerAssets:

@@ -37,8 +37,11 @@ def cache_dir(settings_value: str | None) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "lmserve"
 
 
-def resolve(model: str | None, cache: Path, revision: str | None = None) -> ResolvedModel:
-    """Finds the model, fetching it where needed. Raises ModelError: one line with the remedy."""
+def resolve(
+    model: str | None, cache: Path, revision: str | None = None, load_format: str = "auto"
+) -> ResolvedModel:
+    """Finds the model, fetching it where needed: all of it, or for the load format "dummy" all but
+    its weights. Raises ModelError: one line with the remedy."""
     if revision is not None and not (model and _is_hub_id(model)):
         raise ModelError(f"--revision is for a hub id (org/name), not for {model or 'the default'}")
     if not model:
@@ -46,7 +49,7 @@ def resolve(model: str | None, cache: Path, revision: str | None = None) -> Reso
     path = Path(model).expanduser()
     try:
         if path.is_dir():
-            check_directory(path, str(path))
+            check_directory(path, str(path), load_format)
             return ResolvedModel(path, path.resolve().name)
         if path.exists():
             if not path.is_file():  # a pipe would never end
@@ -56,7 +59,7 @@ def resolve(model: str | None, cache: Path, revision: str | None = None) -> Reso
     except OSError as error:
         raise ModelError(f"cannot read {model}: {error.strerror or error}") from error
     if _is_hub_id(model):
-        return ResolvedModel(fetch_from_hub(model, revision), model)
+        return ResolvedModel(fetch_from_hub(model, revision, load_format), model)
     raise ModelError(
         f"no such model: {model}; give a directory of safetensors, a .gguf file, "
         "a hub id (org/name), or nothing for the built-in model"
@@ -68,7 +71,7 @@ def _is_hub_id(model: str) -> bool:
     return bool(HUB_ID.fullmatch(model)) and path.suffix != ".gguf" and not path.exists()
 
 
-def check_directory(path: Path, label: str) -> None:
+def check_directory(path: Path, label: str, load_format: str = "auto") -> None:
     """The directory holds a model we can open; `label` is what the user knows it by."""
     if not (path / "config.json").is_file():
         if any((path / name).exists() for name in TURBOMIND):
@@ -79,7 +82,7 @@ def check_directory(path: Path, label: str) -> None:
             f"{label} has no config.json; give the directory that holds config.json and "
             "the .safetensors files"
         )
-    if not any(path.glob("*.safetensors")):
+    if load_format != "dummy" and not any(path.glob("*.safetensors")):
         raise ModelError(
             f"{label} has no .safetensors files; give a model saved as safetensors or GGUF"
         )
@@ -97,7 +100,7 @@ def check_gguf(path: Path) -> None:
     raise ModelError(f"{path} is not a model; give a .gguf file or a directory of safetensors")
 
 
-def fetch_from_hub(model: str, revision: str | None = None) -> Path:
+def fetch_from_hub(model: str, revision: str | None = None, load_format: str = "auto") -> Path:
     """The hub's own cache is used, so a second start needs no network."""
     from huggingface_hub import errors, snapshot_download
 
@@ -107,7 +110,7 @@ def fetch_from_hub(model: str, revision: str | None = None) -> Path:
                 model,
                 revision=revision,
                 allow_patterns=HUB_FILES,
-                ignore_patterns=HUB_SKIPPED,
+                ignore_patterns=HUB_SKIPPED + (["*.safetensors"] if load_format == "dummy" else []),
             )
         )
     except errors.GatedRepoError as error:
@@ -130,5 +133,5 @@ def fetch_from_hub(model: str, revision: str | None = None) -> Path:
         raise ModelError(
             f"cannot fetch {model}: {reason}; check network and disk space, or give a local path"
         ) from error
-    check_directory(path, model)
+    check_directory(path, model, load_format)
     return path

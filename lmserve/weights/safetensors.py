@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from lmserve.errors import ModelError
 from lmserve.weights.base import Checkpoint, TokenizerAssets
+from lmserve.weights.header import StoredTensor, damaged, read_header
 
 INDEX = "model.safetensors.index.json"
 
@@ -23,6 +24,7 @@ class SafetensorsCheckpoint(Checkpoint):
         files = shard_files(path)
         self._shards = {name: open_shard(path / name) for name in files}
         self._where = self._index(files)
+        self._stored = {name: read_header(path / name) for name in files}
 
     def names(self) -> list[str]:
         return list(self._where)
@@ -39,6 +41,9 @@ class SafetensorsCheckpoint(Checkpoint):
         except SafetensorError as error:
             raise damaged(self.path / shard, error) from error
         return tensor
+
+    def stored(self, name: str) -> StoredTensor | None:
+        return self._stored[self._where[name]].get(name)
 
     def tokenizer_assets(self) -> TokenizerAssets:
         from lmserve.weights.tokenizer import directory_assets
@@ -83,12 +88,6 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path / 'config.json'} is missing or names no architectures; "
             "give the directory of a causal language model"
         )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "an unknown method")
-        raise ModelError(
-            f"{path} is quantised with {method}, which lmserve does not read; "
-            "give the unquantised model or a GGUF"
-        )
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_type" in rope:
         if "rope_theta" in rope:
@@ -123,8 +122,3 @@ def open_shard(path: Path) -> Any:
         raise ModelError(f"{path} is missing; download the model again") from error
     except (OSError, SafetensorError) as error:
         raise damaged(path, error) from error
-
-
-def damaged(path: Path, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())
-    return ModelError(f"{path} is damaged ({reason}); download it again")

@@ -9,7 +9,8 @@ from lmserve.weights.base import Checkpoint, TokenizerAssets
 if TYPE_CHECKING:
     import torch
 
-    from lmserve.weights.quant.ggml import GGMLTensor
+    from lmserve.weights.header import StoredTensor
+    from lmserve.weights.quant.base import QuantisedTensor
 
 #: how names begin inside, as first published and as transformers saves them now; and alone
 PREFIXES = {
@@ -22,7 +23,7 @@ PREFIXES = {
 
 class TextPart(Checkpoint):
     def __init__(self, whole: Checkpoint):
-        self._whole = whole
+        self.whole = whole
         text = whole.config.get("text_config") or {}
         self.config = {**text, "architectures": whole.config["architectures"]}
         self._names = {
@@ -35,8 +36,11 @@ class TextPart(Checkpoint):
     def names(self) -> list[str]:
         return list(self._names)
 
-    def get(self, name: str) -> torch.Tensor | GGMLTensor:
-        return self._whole.get(self._names[name])
+    def get(self, name: str) -> torch.Tensor | QuantisedTensor:
+        return self.whole.get(self._names[name])
+
+    def stored(self, name: str) -> StoredTensor | None:
+        return self.whole.stored(self._names[name])
 
     def tokenizer_assets(self) -> TokenizerAssets:
-        return self._whole.tokenizer_assets()
+        return self.whole.tokenizer_assets()

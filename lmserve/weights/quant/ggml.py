@@ -14,49 +14,40 @@ from torch import Tensor
 
 from lmserve.errors import ModelError
 from lmserve.weights.gguf_file import TENSOR_TYPES
-
-CHUNK_VALUES = 1 << 18  # unpacked at a time: the float32 intermediates stay in the cache
+from lmserve.weights.quant.base import (
+    LARGEST_INT8,
+    Int4Codes,
+    Int8Codes,
+    QuantisedTensor,
+    chunk_rows,
+)
 
 BLOCK_BYTES = {name: size for name, _, size in TENSOR_TYPES.values()}
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-GROUP_SIZE = 32  # of every int4 form below
 
 
 @dataclass(frozen=True, slots=True)
-class Int4Weight:
-    """A weight as `torch.ops.aten._weight_int4pack_mm_for_cpu` understands it:
-    (code - 8) * scale + zero, one scale and zero for every 32 values of a row."""
-
-    codes: Tensor  # int32 (N, K), 0 … 15
-    scales_and_zeros: Tensor  # float32 (K / 32, N, 2)
-    group_size: int = GROUP_SIZE
-
-
-@dataclass(frozen=True, slots=True)
-class GGMLTensor:
+class GGMLTensor(QuantisedTensor):
     """A matrix in blocks. `data` may be a view on the mapped file."""
 
     type: str  # ggml's name: "Q4_1"
     data: Tensor  # uint8 (rows, row_bytes)
     shape: tuple[int, int]  # (rows, columns) unpacked
 
-    def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """All of it, (rows, columns)."""
-        out = torch.empty(self.shape, dtype=dtype)
-        start = 0
-        for piece in self.pieces():
-            out[start : (start := start + len(piece))] = piece
-        return out
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    def to(self, device: torch.device) -> GGMLTensor:
+        return GGMLTensor(self.type, self.data.to(device), self.shape)
 
     def pieces(self) -> Iterator[Tensor]:
-        """All of it in float32, some rows at a time."""
         rows, columns = self.shape
-        step = max(1, CHUNK_VALUES // columns)
+        step = chunk_rows(columns)
         for start in range(0, rows, step):
             yield unpack(self.type, self.data[start : start + step]).view(-1, columns)
 
     def rows(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Some rows, in the order of `index` (1-D): what an embedding looks up."""
         picked = self.data.index_select(0, index)
         return GGMLTensor(self.type, picked, (len(index), self.shape[1])).dequantise(dtype)
 
@@ -64,17 +55,26 @@ class GGMLTensor:
         """The rows in another order, still packed."""
         return GGMLTensor(self.type, self.data.index_select(0, index), (len(index), self.shape[1]))
 
-    def to_int4(self) -> Int4Weight | None:
-        """The same values in torch's int4 form; None where the type has no exact one."""
+    def to_int4(self) -> Int4Codes | None:
         split = INT4.get(self.type)
         if split is None:
             return None
         rows, columns = self.shape
-        codes, scales, zeros = split(self.data.reshape(-1, BLOCK_BYTES[self.type]))
-        pairs = torch.stack((scales.view(rows, -1), zeros.view(rows, -1)), dim=-1)
-        return Int4Weight(
-            codes.view(rows, columns).to(torch.int32), pairs.transpose(0, 1).contiguous()
-        )
+        codes, scales, minima = split(self._blocks())
+        return Int4Codes(codes.view(rows, columns), scales.view(rows, -1), minima.view(rows, -1))
+
+    def to_int8(self) -> Int8Codes | None:
+        split = INT8.get(self.type)
+        if split is None:
+            return None
+        rows, columns = self.shape
+        codes, scales = split(self._blocks())
+        if codes.min() < -LARGEST_INT8:  # a file may hold it, though nobody writes it
+            return None
+        return Int8Codes(codes.view(rows, columns), scales.view(rows, -1))
+
+    def _blocks(self) -> Tensor:
+        return self.data.reshape(-1, BLOCK_BYTES[self.type])
 
 
 def unpack(type_name: str, data: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ def _unpack_slowly(type_name: str, data: Tensor) -> Tensor:
 
 
 def _half(b: Tensor, start: int) -> Tensor:
-    """The float16 at this byte, as float32 (blocks, 1)."""
-    return b[:, start : start + 2].contiguous().view(torch.float16).float()
+    """The float16 at this even byte, as float32 (blocks, 1)."""
+    return b.view(torch.float16)[:, start // 2, None].float()
 
 
 def _nibbles(b: Tensor, run: int) -> Tensor:
@@ -203,27 +203,38 @@ UNPACK: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# --- torch's int4: (code - 8) * scale + zero -------------------------------------------------
+# --- integer codes: code * scale + minimum, code * scale --------------------------------------
 
 
 def _int4_q4_0(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scales = _half(b, 0)
-    return _nibbles(b[:, 2:], 16), scales, torch.zeros_like(scales)
+    return _nibbles(b[:, 2:], 16), scales, -8 * scales
 
 
 def _int4_q4_1(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    scales = _half(b, 0)
-    return _nibbles(b[:, 4:], 16), scales, _half(b, 2) + 8 * scales
+    return _nibbles(b[:, 4:], 16), _half(b, 0), _half(b, 2)
 
 
 def _int4_q4_k(b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scales, minima = _scales_k(b[:, 4:16])
-    scales = _half(b, 0) * scales
-    return _nibbles(b[:, 16:], 32), scales, 8 * scales - _half(b, 2) * minima
+    return _nibbles(b[:, 16:], 32), _half(b, 0) * scales, -_half(b, 2) * minima
+
+
+def _int8_q5_0(b: Tensor) -> tuple[Tensor, Tensor]:
+    codes = _nibbles(b[:, 6:], 16) | _fifth_bits(b[:, 2:6])
+    return codes.view(torch.int8) - 16, _half(b, 0)
+
+
+def _int8_q8_0(b: Tensor) -> tuple[Tensor, Tensor]:
+    return b[:, 2:].contiguous().view(torch.int8), _half(b, 0)
 
 
 INT4: dict[str, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
     "Q4_0": _int4_q4_0,
     "Q4_1": _int4_q4_1,
     "Q4_K": _int4_q4_k,
+}
+INT8: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    "Q5_0": _int8_q5_0,
+    "Q8_0": _int8_q8_0,
 }
