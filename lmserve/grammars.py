@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -60,14 +60,29 @@ class DeepThreads:
     def __init__(self, num_threads: int, name: str):
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Any:
-        """As an executor does: a `concurrent.futures.Future`."""
+    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        """As an executor does. Raises RuntimeError where no thread can be started, and then it is
+        never run: the executor keeps it for its next thread."""
+        future = Future[Any]()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work(*args))
+                except BaseException as error:
+                    future.set_exception(error)
+
         with _stack_size:
             before = threading.stack_size(STACK_BYTES)
             try:
-                return self._executor.submit(work, *args)  # starts a thread where it needs one
+                kept = self._executor.submit(run)  # starts a thread where it needs one
+                kept.add_done_callback(lambda kept: kept.cancelled() and future.cancel())
+            except RuntimeError:
+                if future.cancel():  # else a thread that ended its work has it
+                    raise
             finally:
                 threading.stack_size(before)
+        return future
 
     def close(self) -> None:
         """What has begun ends by itself; nobody waits for it."""

@@ -19,6 +19,9 @@ from lmserve.sampling import SamplingParams
 
 def pack_ids(ids: Iterable[int]) -> bytes:
     """Token ids as little-endian int32 bytes."""
+    if isinstance(ids, list) and len(ids) == 1:  # of a step, nearly always
+        token: int = ids[0]
+        return token.to_bytes(4, "little", signed=True)
     packed = array("i", ids)
     if sys.byteorder == "big":  # pragma: no cover
         packed.byteswap()
@@ -27,6 +30,8 @@ def pack_ids(ids: Iterable[int]) -> bytes:
 
 def unpack_ids(data: bytes) -> list[int]:
     """The inverse of `pack_ids`."""
+    if len(data) == 4:
+        return [int.from_bytes(data, "little", signed=True)]
     packed = array("i")
     packed.frombytes(data)
     if sys.byteorder == "big":  # pragma: no cover
@@ -41,6 +46,17 @@ def unpack_ids(data: bytes) -> list[int]:
 LOWEST = 1000
 
 
+class Tenant(msgspec.Struct, array_like=True, frozen=True):
+    """For whom a request is run."""
+
+    name: str = ""  # those of one name share what the engine gives to them
+    weight: float = 1.0  # its share beside others'
+    namespace: int = 0  # KV is found only by requests of the same
+
+
+NOBODY = Tenant()
+
+
 class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     """Run this prompt. `rid` is unique for the life of the server process."""
 
@@ -48,6 +64,7 @@ class Submit(msgspec.Struct, tag="submit", array_like=True, frozen=True):
     token_ids: bytes
     sampling: SamplingParams
     priority: int = 0  # lower runs first
+    tenant: Tenant = NOBODY
 
 
 class Update(msgspec.Struct, tag="update", array_like=True, frozen=True):
@@ -169,6 +186,17 @@ class EngineStats(msgspec.Struct, array_like=True):
     preemptions: int = 0
     prefix_queries: int = 0  # prompt tokens looked up
     prefix_hits: int = 0  # prompt tokens found
+    sent_s: float = 0.0  # when the step left the engine, on the clock of all: time.monotonic
+    spec_proposals: int = 0  # rows of a step that ran proposed tokens
+    spec_proposed_tokens: int = 0
+    spec_accepted_tokens: int = 0  # of these, that came
+
+
+class Begun(msgspec.Struct, tag="begun", array_like=True, frozen=True):
+    """Sent before the step that is the first to run these: should it be the last, one of them may
+    be why."""
+
+    rids: list[int]
 
 
 class StepOutput(msgspec.Struct, tag="step", array_like=True):
@@ -182,4 +210,4 @@ class ControlReply(msgspec.Struct, tag="reply", array_like=True, frozen=True):
     error: str | None = None
 
 
-ToServer = Loading | Ready | LoadFailed | StepOutput | ControlReply
+ToServer = Loading | Ready | LoadFailed | Begun | StepOutput | ControlReply

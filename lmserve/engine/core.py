@@ -9,30 +9,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
 from time import perf_counter
 
+from lmserve.engine.advance import advance, refused, told
 from lmserve.engine.cache.manager import CacheManager
-from lmserve.engine.grammars import Grammars
+from lmserve.engine.grammars import Grammars, Masks
 from lmserve.engine.kv_store import KVStore
 from lmserve.engine.limits import check_prompt, check_sampling
-from lmserve.engine.plan import NONE_LEFT, Row, StepPlan, StepResult
+from lmserve.engine.plan import StepPlan, StepResult
+from lmserve.engine.read_ahead import begin_reading
+from lmserve.engine.recovery import Recovery
 from lmserve.engine.scheduler import Scheduler
 from lmserve.engine.sequence import Sequence
+from lmserve.engine.speculation.speculation import Speculation
 from lmserve.engine.stats import StatsKeeper
-from lmserve.engine.step_runner import StepRunner, info_of
+from lmserve.engine.step_runner import (
+    StepRunner,
+    default_batch_size,
+    default_step_tokens,
+    info_of,
+)
+from lmserve.engine.steps import Step, Steps
+from lmserve.engine.trace import OFF, Trace, open_trace
 from lmserve.engine.verbs import Verbs, one_line
 from lmserve.errors import InvalidField, RequestError
 from lmserve.messages import (
     Abort,
+    Begun,
     ControlReply,
     EngineInfo,
     SequenceOutput,
     StepOutput,
     Submit,
     ToEngine,
+    ToServer,
     Update,
-    pack_ids,
     unpack_ids,
 )
 from lmserve.settings import EngineSettings
@@ -45,17 +57,28 @@ class EngineCore:
 
     def __init__(self, settings: EngineSettings, runner: StepRunner | None = None):
         self.settings = settings
-        self.wake: Callable[[], None] = _no_one_waits  # set by the host
+        self.wake: Callable[[], None] = _no_one_waits  # set by the host, as `tell` is
+        self.tell: Callable[[list[ToServer]], None] = _no_one_hears
+        self.trace: Trace = OFF
         self._runner = runner
         self._ended: list[SequenceOutput] = []  # beside any step; told by the next
+        self._before: Step | None = None  # launched, and not read yet
+
+    @staticmethod
+    def preload() -> None:
+        """What is slow to import."""
+        from lmserve.engine import loader  # noqa: F401
 
     def load(self, progress: Callable[[str], None]) -> EngineInfo:
         """Loads the model. Raises SetupError with one line for the user."""
+        self.trace = open_trace(self.settings.profile)
         if self._runner is None:
+            begin_reading(self.settings)
             from lmserve.engine.loader import load_runner  # torch, from here on
 
             self._runner = load_runner(self.settings, progress)
         runner, assets = self._runner, self._runner.assets
+        runner.trace = self.trace
         assert assets is not None, "a served model has its tokenizer"
         # A sequence that has the whole pool to itself must fit.
         self.max_model_len = min(runner.max_model_len, runner.num_blocks * runner.block_size)
@@ -66,9 +89,21 @@ class EngineCore:
         )
         self.scheduler = Scheduler(
             self.cache,
-            max_batch_size=self.settings.max_batch_size,
-            max_step_tokens=self.settings.max_step_tokens,
+            max_batch_size=self.settings.max_batch_size or default_batch_size(runner.device),
+            max_step_tokens=self.settings.max_step_tokens or default_step_tokens(runner.device),
+            fair=self.settings.fair,
+            speculation=(
+                Speculation(self.settings.speculation_tokens)
+                if self.settings.speculation == "ngram"
+                else None
+            ),
         )
+        self.steps = Steps(
+            runner,
+            Recovery(runner.is_out_of_memory, runner.release_cached, self.scheduler.lower_limit),
+            self.scheduler.running,
+        )
+        self.overlaps = runner.overlaps and self.scheduler.speculation is None
         self.stats = StatsKeeper(self.scheduler)
         self.kv = KVStore(
             runner, self.cache, num_spare=lambda: len(self.scheduler.running), wake=self.wake
@@ -89,124 +124,106 @@ class EngineCore:
         if self._runner is not None:
             self.kv.close()
             self.grammars.close()
-        self._runner = None
+        self._runner = self._before = None
+        self.trace.close()
+        self.trace = OFF
 
     # --- beside the steps -----------------------------------------------------------------
 
     def has_chores(self) -> bool:
-        return self.kv.has_chores() or self.grammars.has_ready
+        if self.kv.has_chores() or self.grammars.has_ready:
+            return True
+        return self._runner is not None and self._runner.wants_chore(idle=not self.has_work())
 
     def do_chores(self) -> list[ControlReply]:
         for seq in self.grammars.take_ready():
             self._admit(seq)
+        if self._runner is not None and self._runner.wants_chore(idle=not self.has_work()):
+            with self.trace.span("capture"):
+                self._runner.do_chore()
         return self.kv.do_chores() if self.kv.has_chores() else []
 
     # --- one step -------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return self.scheduler.has_work or bool(self._ended)
+        return self.scheduler.has_work or bool(self._ended) or self._before is not None
 
     def step(self) -> StepOutput:
-        plan = self._with_masks(self.scheduler.schedule(perf_counter()))
-        result = self._run(plan)
-        outputs = self._commit(plan, result)
-        return StepOutput(outputs, self.stats.count_step(plan.num_tokens))
+        """Runs a step; where the runner overlaps, launches one and tells of the one before."""
+        with self.trace.span("step"):
+            outputs, self._ended = self._ended, []
+            if self._before is not None and self._before.launched is None:
+                outputs += self._land(self._before)  # it failed: nothing is launched on top of it
+            with self.trace.span("schedule"):
+                plan = self.scheduler.schedule(perf_counter())
+            if begun := self.scheduler.take_begun():
+                self.tell([Begun(begun)])
+            for seq in self.scheduler.take_dropped():
+                outputs.append(SequenceOutput(seq.rid, b"", finish="abort"))
+            outputs += self._run_ahead(plan) if self.overlaps else self._run(plan)
+            stats = self.stats.count_step(plan.num_tokens)
+            self.trace.stepped(plan, outputs, stats)
+        return StepOutput(outputs, stats)
 
-    def _with_masks(self, plan: StepPlan) -> StepPlan:
-        constraints = {
-            row.rid: grammar
-            for row in plan.rows
-            if row.sampling is not None
-            and row.sampling.grammar is not None
-            and (grammar := self.scheduler.running[row.rid].grammar) is not None
-        }
-        return replace(plan, masks=self.grammars.masks(constraints)) if constraints else plan
+    def _run(self, plan: StepPlan) -> list[SequenceOutput]:
+        step = self._begin(plan)
+        if step is None:
+            return []
+        step.masks = self._masks(plan)
+        speculation = self.scheduler.speculation
+        with nullcontext() if speculation is None else speculation.timed(plan):
+            self.steps.launch(step)
+            self.steps.draw(step)
+            result = self.steps.read(step)
+        return self._commit(step, result)
 
-    def _run(self, plan: StepPlan) -> StepResult:
-        """Runs the plan; where that fails as a whole, row by row, so that one request's failure
-        stays its own. Running again is safe: a row writes the same KV to the same slots, and
-        no row of a plan writes the source of a copy."""
-        runner = self._runner
-        assert runner is not None, "load() comes first"
-        if not plan.rows:
-            return StepResult()
-        try:
-            return runner.run(plan)
-        except Exception as error:
-            logger.warning("a step of %d rows failed", len(plan.rows), exc_info=True)
-            if len(plan.rows) == 1:
-                return StepResult(errors={plan.rows[0].rid: one_line(error)})
-        result = StepResult()
-        for row in plan.rows:
-            copies = [copy for copy in plan.copies if copy.target in row.blocks]
-            scrubs = [block for block in plan.scrubs if block in row.blocks]
-            try:
-                alone = runner.run(StepPlan([row], copies, scrubs, plan.masks))
-            except Exception as error:
-                result.errors[row.rid] = one_line(error)
-            else:
-                result.add(alone)
-        return result
-
-    def _commit(self, plan: StepPlan, result: StepResult) -> list[SequenceOutput]:
-        outputs, self._ended = self._ended, []
-        self.cache.end_step()
-        for seq in self.scheduler.take_dropped():
-            outputs.append(SequenceOutput(seq.rid, b"", finish="abort"))
-        for row in plan.rows:
-            output = self._advance(self.scheduler.running[row.rid], row, result)
-            if output is not None:
-                outputs.append(output)
+    def _run_ahead(self, plan: StepPlan) -> list[SequenceOutput]:
+        """While the device computes this step, the tokens of the one before are told; what they
+        decide, this step's drawing waits for."""
+        before, step = self._before, self._begin(plan)
+        if step is not None:
+            self.steps.launch(step)
+        outputs = [] if before is None else self._land(before, after=step)
+        if step is not None:
+            step.masks = self._masks(plan)
+            self.steps.draw(step)
+        self._before = step
         return outputs
 
-    def _advance(self, seq: Sequence, row: Row, result: StepResult) -> SequenceOutput | None:
-        """One sequence takes in what the step did for it."""
-        error = result.errors.get(seq.rid)
-        token = result.tokens.get(seq.rid)
-        if error is None and row.sampling is not None and token is None:
-            error = "the runner chose no token"
-        if error is not None:
-            if seq.grammar is not None and seq.grammar.error is not None:
-                return self._refuse(seq, seq.grammar.error)
-            if error == NONE_LEFT:
-                return self._refuse(seq, error)
-            self.scheduler.finish(seq, failed=True)
-            return _told(seq, SequenceOutput(seq.rid, b"", finish="error", error=error))
-        self.cache.commit(seq, len(row.token_ids))
-        is_first = not seq.reported
-        output = _told(seq, SequenceOutput(seq.rid, b""))
-        told = seq.prompt_outputs is not None and seq.prompt_outputs.tell(output, row, result)
-        if token is not None:
-            output.logprobs = [logprob] if (logprob := result.logprobs.get(seq.rid)) else None
-            self._append(seq, token, output)
-        elif seq.num_behind == 0:  # nothing is to be chosen
-            output.finish = "length" if output.embedding is None else "stop"
-        elif not is_first and not told:
+    def _land(self, step: Step, after: Step | None = None) -> list[SequenceOutput]:
+        self._before = None
+        return self._commit(step, self.steps.read(step, after))
+
+    def _begin(self, plan: StepPlan) -> Step | None:
+        """None where there is nothing to run."""
+        if not (plan.rows or plan.copies or plan.scrubs):
+            self.cache.end_step(plan)
             return None
-        if output.finish is not None:
-            self.scheduler.finish(seq)
-        return output
+        return Step(plan, [self.scheduler.launched(row) for row in plan.rows])
 
-    def _refuse(self, seq: Sequence, error: str) -> SequenceOutput:
-        """It asks for what cannot be."""
-        self.scheduler.finish(seq, failed=True)
-        return _told(seq, _refused(seq, error))
+    def _masks(self, plan: StepPlan) -> Masks | None:
+        """Begins those of the rows that have a grammar. All their tokens are read."""
+        with self.trace.span("masks"):
+            constraints = {
+                row.rid: grammar
+                for row in plan.rows
+                if row.sampling is not None
+                and row.sampling.grammar is not None
+                and (seq := self.scheduler.running.get(row.rid)) is not None
+                and (grammar := seq.grammar) is not None
+            }
+            return self.grammars.masks(constraints) if constraints else None
 
-    def _append(self, seq: Sequence, token: int, output: SequenceOutput) -> None:
-        seq.tokens.append(token)
-        output.token_ids = pack_ids((token,))
-        if seq.grammar is not None:
-            seq.grammar.take(token)
-            if seq.grammar.error is not None:
-                output.finish, output.error, output.refused = "error", seq.grammar.error, True
-                output.token_ids, output.logprobs = b"", None
-            elif seq.grammar.complete:
-                output.finish = "stop"
-                output.stop_token_id = token if token in seq.eos_ids else None
-        elif token in seq.stop_ids and len(seq.tokens) > seq.min_len:
-            output.finish, output.stop_token_id = "stop", token
-        if output.finish is None and seq.is_full:
-            output.finish = "length"
+    def _commit(self, step: Step, result: StepResult) -> list[SequenceOutput]:
+        outputs = []
+        with self.trace.span("commit"):
+            self.cache.end_step(step.plan)
+            for flight in step.flights:
+                self.scheduler.landed(flight)
+                output = advance(self.scheduler, flight, result)
+                if output is not None:
+                    outputs.append(output)
+        return outputs
 
     # --- messages -------------------------------------------------------------------------
 
@@ -224,6 +241,7 @@ class EngineCore:
         return replies
 
     def _submit(self, submit: Submit) -> None:
+        self.trace.submitted(submit.rid)
         try:
             ids = unpack_ids(submit.token_ids)
             self._validate(submit, ids)
@@ -234,6 +252,7 @@ class EngineCore:
                 eos_ids=self.eos_ids,
                 max_model_len=self.max_model_len,
                 priority=submit.priority,
+                tenant=submit.tenant,
                 submitted_s=perf_counter(),
             )
         except Exception as error:
@@ -246,7 +265,7 @@ class EngineCore:
 
     def _admit(self, seq: Sequence) -> None:
         if seq.grammar is not None and seq.grammar.error is not None:
-            self._ended.append(_told(seq, _refused(seq, seq.grammar.error)))
+            self._ended.append(told(seq, refused(seq, seq.grammar.error)))
         else:
             self.scheduler.add(seq)
 
@@ -274,15 +293,16 @@ class EngineCore:
             check_sampling(update.sampling, self.vocab_size)
         except InvalidField as error:
             self._finish(seq)
-            refused = SequenceOutput(seq.rid, b"", finish="error", error=error.message)
-            self._ended.append(_told(seq, refused))
+            output = SequenceOutput(seq.rid, b"", finish="error", error=error.message)
+            self._ended.append(told(seq, output))
             return
         seq.use(update.sampling)
         if seq.is_full and update.sampling.pooling is None:
             self._finish(seq)
-            self._ended.append(_told(seq, SequenceOutput(seq.rid, b"", finish="length")))
+            self._ended.append(told(seq, SequenceOutput(seq.rid, b"", finish="length")))
 
     def _abort(self, rids: list[int]) -> None:
+        self.trace.aborted(rids)
         for rid in rids:
             seq = self._get(rid)
             if seq is not None:
@@ -296,14 +316,5 @@ def _no_one_waits() -> None:
     pass
 
 
-def _refused(seq: Sequence, error: str) -> SequenceOutput:
-    return SequenceOutput(seq.rid, b"", finish="error", error=error, refused=True)
-
-
-def _told(seq: Sequence, output: SequenceOutput) -> SequenceOutput:
-    """A request's first output, perhaps without a token, tells how it came to run."""
-    if not seq.reported:
-        seq.reported = True
-        output.num_cached_tokens = seq.num_cached or 0
-        output.queue_s = seq.queue_s
-    return output
+def _no_one_hears(messages: list[ToServer]) -> None:
+    pass

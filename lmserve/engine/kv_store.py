@@ -66,12 +66,12 @@ class KVStore:
         self._awaited: Future[Any] | None = None  # by the current job
         self.executor: Executor | None = None  # one thread, made for the first job
 
-    def save(self, id: int, token_ids: bytes, path: str) -> None:
+    def save(self, id: int, token_ids: bytes, path: str, namespace: int = 0) -> None:
         """Queues a save; `id` is its control's."""
-        self._saves.append((id, self._save(unpack_ids(token_ids), Path(path))))
+        self._saves.append((id, self._save(unpack_ids(token_ids), Path(path), namespace)))
 
-    def restore(self, id: int, token_ids: bytes, path: str) -> None:
-        self._restores.append((id, self._restore(unpack_ids(token_ids), Path(path))))
+    def restore(self, id: int, token_ids: bytes, path: str, namespace: int = 0) -> None:
+        self._restores.append((id, self._restore(unpack_ids(token_ids), Path(path), namespace)))
 
     @property
     def has_jobs(self) -> bool:
@@ -114,9 +114,9 @@ class KVStore:
 
     # --- the two jobs ---------------------------------------------------------------------
 
-    def _save(self, tokens: list[int], path: Path) -> Job:
+    def _save(self, tokens: list[int], path: Path, namespace: int) -> Job:
         runner, loans = self._runner, self._cache.loans
-        loan, file = loans.borrow(tokens), KVWriter(path)
+        loan, file = loans.borrow(tokens, namespace=namespace), KVWriter(path)
         num_tokens, blocks = loan.num_tokens, loan.blocks
         try:
             if not num_tokens:
@@ -140,9 +140,9 @@ class KVStore:
             loans.give_back(loan)
             self._end(file.discard)
 
-    def _restore(self, tokens: list[int], path: Path) -> Job:
+    def _restore(self, tokens: list[int], path: Path, namespace: int) -> Job:
         runner, loans = self._runner, self._cache.loans
-        known = loans.num_known(tokens)
+        known = loans.num_known(tokens, namespace)
         if known == len(tokens) or not self._cache.prefix_cache:
             return {"num_tokens": 0, "num_known": known}
         file = KVReader(path)
@@ -151,15 +151,15 @@ class KVStore:
             fingerprint = yield from self._identify()
             yield self._start(file.open, fingerprint, runner.kv_token_bytes)
             usable = file.num_common(tokens)
-            loan = loans.borrow(tokens[:usable], full_only=True)
-            known = loans.num_known(tokens)
+            loan = loans.borrow(tokens[:usable], full_only=True, namespace=namespace)
+            known = loans.num_known(tokens, namespace)
             if known < usable:
                 yield self._start(file.skip, loan.num_tokens)
                 end = yield from self._fill(loan, file, usable)
                 yield self._start(file.verify)
                 _check_held(loan)
-                loans.enter(loan, tokens[:end])
-            now_known = loans.num_known(tokens)
+                loans.enter(loan, tokens[:end], namespace)
+            now_known = loans.num_known(tokens, namespace)
             return {"num_tokens": max(0, now_known - known), "num_known": now_known}
         finally:
             if loan is not None:

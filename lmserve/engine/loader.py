@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lmserve.attention.base import AttentionBackend
+from lmserve.attention.paged import PagedAttention
 from lmserve.attention.select import select_attention
-from lmserve.engine.cache.layout import (
-    DEFAULT_BYTES,
-    DEFAULT_SHARE,
-    CacheLayout,
-    available_memory,
-    block_bytes,
-    plan_layout,
-)
+from lmserve.device.select import choose_device
+from lmserve.engine.base_runner import BaseRunner
+from lmserve.engine.cache.layout import CacheLayout
+from lmserve.engine.device_runner import DeviceRunner
+from lmserve.engine.memory import choose_layout
+from lmserve.engine.numerics import choose_numerics, num_threads
 from lmserve.engine.runner import Runner
+from lmserve.engine.step_runner import default_batch_size
 from lmserve.errors import ModelError, SettingsError
-from lmserve.models.base import Model
-from lmserve.models.linear import Numerics
+from lmserve.models.native import NativeDecoder
 from lmserve.models.registry import build
 from lmserve.settings import EngineSettings
 from lmserve.weights.checkpoint import open_checkpoint
@@ -33,44 +35,66 @@ from lmserve.weights.tokenizer import sampling_defaults
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
-CUDA_SHARE = 0.8
-IDLE_SHARE = 2  # the cache may hold this many times what can run at once
 
 
-def load_runner(settings: EngineSettings, progress: Progress) -> Runner:
+def load_runner(settings: EngineSettings, progress: Progress) -> BaseRunner:
     """Loads `settings.model`, a local path by now. Raises SetupError with one line."""
     if settings.model is None:
         raise ModelError("no model path was given to the engine")
-    path = Path(settings.model)
+    path, cache = Path(settings.model), cache_dir(settings.cache_dir)
+    if choose_device(settings.device).type == "cuda":
+        keep_compiled(cache)
     numerics = choose_numerics(settings)
     if numerics.device.type == "cpu":
-        default = min(torch.get_num_threads(), available_cores())  # OpenMP's own variables count
-        torch.set_num_threads(settings.threads or default)
+        torch.set_num_threads(num_threads(settings))
     progress("reading the model")
     files = WeightFiles(path)  # before they are read
-    checkpoint = open_checkpoint(path, cache_dir(settings.cache_dir))
+    checkpoint = open_checkpoint(path, cache, settings.load_format)
     progress("loading the weights")
     model = build(checkpoint, str(path), numerics)
-    shape = replace(model.info.cache, block_size=settings.block_size)
     attention = select_attention(
-        settings.attention, shape, numerics.dtype, numerics.device, numerics.deterministic
+        settings.attention,
+        replace(model.info.cache, block_size=settings.block_size or 0),
+        numerics.kv_dtype,
+        numerics.device,
+        numerics.deterministic,
+        numerics.kernels,
+        options=model.info.attention,
+        paged=numerics.fused is not None,
     )
     progress("preparing the tokenizer")
     assets = checkpoint.tokenizer_assets()
     defaults = sampling_defaults(settings.generation_config, assets.generation_defaults)
-    runner = Runner(
-        model,
-        attention,
-        choose_layout(settings, model, numerics),
-        numerics,
-        model_path=str(path),
-        assets=replace(assets, generation_defaults=defaults),
-        files=files,
-    )
+
+    ahead = overlaps(settings, attention)
+
+    def make_runner(layout: CacheLayout) -> BaseRunner:
+        given: dict[str, Any] = {
+            "model_path": str(path),
+            "assets": replace(assets, generation_defaults=defaults),
+            "files": files,
+        }
+        if not isinstance(attention, PagedAttention):
+            return Runner(model, attention, layout, numerics, **given)
+        device = numerics.device.type
+        return DeviceRunner(
+            model,
+            attention,
+            layout,
+            numerics,
+            max_rows=settings.max_batch_size or default_batch_size(device),
+            graphs=settings.graphs,
+            overlaps=ahead,
+            **given,
+        )
+
+    runner = make_runner(choose_layout(settings, model, attention, make_runner))
+    if isinstance(model, NativeDecoder):
+        torch.set_num_threads(1)  # what is left to torch is small, and its threads spin
     progress("warming up")
     runner.warm_up()
     log.info(
-        "%s: %s weights, %d KV blocks of %d tokens (%.0f MiB), contexts up to %d tokens",
+        "%s, %s: %d KV blocks of %d tokens (%.0f MiB), contexts up to %d tokens",
         runner.architecture,
         runner.weights,
         runner.num_blocks,
@@ -81,70 +105,32 @@ def load_runner(settings: EngineSettings, progress: Progress) -> Runner:
     return runner
 
 
-def choose_numerics(settings: EngineSettings) -> Numerics:
-    """4-bit weights stay packed unless a dtype asks for exactly what the file says."""
-    device = choose_device(settings.device)
-    if settings.dtype == "auto":
-        dtype = torch.bfloat16 if has_bfloat16(device) else torch.float32
-    else:
-        dtype = getattr(torch, settings.dtype)
-    packed = device.type == "cpu" and settings.dtype in ("auto", "bfloat16")
-    return Numerics(dtype, device, packed, settings.deterministic)
+def keep_compiled(cache: Path) -> None:
+    """Kernels that Triton compiles are kept beside the models, where a later start finds them: the
+    home of a container, its own choice, is new each time. A user's choice stands."""
+    folder = cache / "triton"
+    if "TRITON_CACHE_DIR" in os.environ:
+        return
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ["TRITON_CACHE_DIR"] = str(folder)
 
 
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SettingsError(f"--device {name!r} is unknown; use cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise SettingsError(f"--device {name!r} is not supported; use cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise SettingsError(f"--device {name!r} is not there: {count} CUDA devices are; use cpu")
-    return device
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """In hardware: emulated it is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def choose_layout(settings: EngineSettings, model: Model, numerics: Numerics) -> CacheLayout:
-    shape, device = model.info.cache, numerics.device
-    on_cpu = device.type == "cpu"
-    longest = settings.session_len or model.info.max_positions
-    return plan_layout(
-        bytes_per_block=block_bytes(
-            shape.num_layers,
-            shape.num_kv_heads,
-            shape.head_dim,
-            settings.block_size,
-            numerics.dtype.itemsize,
-        ),
-        block_size=settings.block_size,
-        model_len=model.info.max_positions,
-        session_len=settings.session_len,
-        share=settings.cache_max_entry_count,
-        available_bytes=available_memory() if on_cpu else torch.cuda.mem_get_info(device)[0],
-        default_share=DEFAULT_SHARE if on_cpu else CUDA_SHARE,
-        default_bytes=DEFAULT_BYTES if on_cpu else None,
-        max_tokens=IDLE_SHARE * settings.max_batch_size * longest,
-        num_blocks=settings.num_blocks,
-    )
-
-
-def available_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may use: its affinity, or less where a cgroup limits it."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        quota, period = cpu_max.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup, or no limit
-        return cores
+def overlaps(settings: EngineSettings, attention: AttentionBackend) -> bool:
+    """Whether a step is launched before the one before it is read."""
+    is_able = isinstance(attention, PagedAttention)
+    if settings.overlap != "on":
+        is_wanted = settings.overlap == "auto" and attention.device.type == "cuda"
+        return is_wanted and is_able and settings.speculation == "off"
+    if not is_able:
+        raise SettingsError(
+            f"--overlap on does not go with --attention {attention.name}, whose steps are waited "
+            "for; use --overlap auto"
+        )
+    if settings.speculation != "off":
+        raise SettingsError(
+            "--overlap on does not go with --speculation, which needs each token before the next "
+            "step; use one of the two"
+        )
+    return True

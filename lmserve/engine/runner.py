@@ -1,80 +1,35 @@
-"""Runs plans: everything on the device starts here."""
+"""Runs plans where the host computes, or waits for what does: one step at a time."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 import torch
 
-import lmserve
-from lmserve.attention.base import AttentionBackend
-from lmserve.engine.cache.layout import CacheLayout
-from lmserve.engine.cache.tensors import KVCache
+from lmserve.engine.base_runner import BaseRunner
 from lmserve.engine.grammars import Masks
 from lmserve.engine.inputs import StepInputs, build_inputs
 from lmserve.engine.plan import NONE_LEFT, Row, StepPlan, StepResult
 from lmserve.engine.prompts import NOT_FINITE, read_prompts
 from lmserve.engine.sampling.logprobs import AskedLogprobs
-from lmserve.engine.sampling.sampler import sample
-from lmserve.errors import ModelError
-from lmserve.models.base import Model
-from lmserve.models.linear import Numerics
-from lmserve.sampling import SamplingParams
-from lmserve.weights.base import TokenizerAssets
-from lmserve.weights.identity import WeightFiles
+from lmserve.engine.sampling.sampler import likeliest, sample
+from lmserve.native.library import Kernels
 
 
-class Runner:
-    """A loaded model with its KV cache. The attributes are what the engine reports."""
-
-    def __init__(
-        self,
-        model: Model,
-        attention: AttentionBackend,
-        layout: CacheLayout,
-        numerics: Numerics,
-        *,
-        model_path: str = "",
-        assets: TokenizerAssets | None = None,
-        files: WeightFiles | None = None,
-    ):
-        info = model.info
-        self.model_path = model_path
-        self.assets = assets
-        self.architecture = info.architecture
-        self.num_parameters = info.num_parameters
-        self.hidden_size = info.hidden_size
-        self.vocab_size = info.vocab_size
-        self.weights = info.weights
-        self.max_model_len = layout.max_model_len
-        self.block_size = layout.block_size
-        self.num_blocks = layout.num_blocks
-        self.kv_cache_bytes = layout.num_bytes
-        self.dtype = str(numerics.dtype).removeprefix("torch.")
-        self.device = str(numerics.device)
-        self.attention = attention.name
-        self._model = model
-        self._backend = attention
-        self._numerics = numerics
-        self._cache = KVCache(attention.shape, layout.num_blocks, numerics.dtype, numerics.device)
-        self._files = files
-        self.kv_token_bytes = self._cache.token_bytes
-        attention.bind(self._cache.layers)
-        model.bind(attention, layout.max_model_len)
-
+class Runner(BaseRunner):
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """One step. Running the same plan again is safe; a row with a number that is
-        not finite fails alone."""
+    def launch(self, plan: StepPlan) -> Computed:
+        """Running the same plan again is safe; a row with a number that is not finite fails
+        alone."""
         self._cache.scrub(plan.scrubs)
         self._cache.copy(plan.copies)
-        result = StepResult()
+        computed = Computed(self)
         if not plan.rows:
-            return result
+            return computed
         inputs, hidden, finite = self._compute(plan)
-        if not finite.all():
+        result = computed.told
+        if not all(finite.tolist()):
             parts = finite.split([len(row.token_ids) for row in plan.rows])
             for row, part in zip(plan.rows, parts, strict=True):
                 if not part.all():
@@ -82,10 +37,17 @@ class Runner:
         if any(row.prompt is not None for row in plan.rows):
             read_prompts(self._model, plan.rows, hidden, result)
         if inputs.sample.numel():
-            logits = self._logits(hidden, inputs.sample)
-            rows = [row for row in plan.rows if row.sampling is not None]
-            _choose(rows, logits, plan.masks, result)
-        return result
+            computed.logits = self._logits(hidden, inputs.sample)
+        return computed
+
+    @torch.inference_mode()
+    def choose(
+        self, rows: Sequence[Row], logits: torch.Tensor, masks: Masks | None, result: StepResult
+    ) -> None:
+        """Adds the tokens of the rows that sample."""
+        with self.trace.span("sample"):
+            rows = [row for row in rows if row.sampling is not None]
+            _choose(rows, logits, masks, self._numerics.kernels, result)
 
     @torch.inference_mode()
     def logits(self, plan: StepPlan) -> torch.Tensor:
@@ -94,70 +56,70 @@ class Runner:
         return self._logits(hidden, inputs.sample)
 
     def _compute(self, plan: StepPlan) -> tuple[StepInputs, torch.Tensor, torch.Tensor]:
-        inputs = build_inputs(plan, self._numerics.device)
-        metadata = self._backend.prepare(inputs.batch)
-        return inputs, *self._model.forward(inputs.token_ids, inputs.positions, metadata)
+        with self.trace.span("inputs"):
+            inputs = build_inputs(plan, self._numerics.device)
+            metadata = self._backend.prepare(inputs.batch)
+        with self.trace.span("forward"):
+            return inputs, *self._model.forward(inputs.token_ids, inputs.positions, metadata)
 
     def _logits(self, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return self._model.logits(hidden.index_select(0, index)).float()
+        with self.trace.span("logits"):
+            if len(index) < len(hidden):
+                hidden = hidden.index_select(0, index)
+            return self._model.logits(hidden).float()
 
-    @torch.inference_mode()
-    def read_kv(self, blocks: Sequence[int], num_tokens: int) -> memoryview:
-        """The KV of the first tokens of these blocks, whatever the block size."""
-        return self._cache.read(blocks, num_tokens)
 
-    @torch.inference_mode()
-    def write_kv(self, blocks: Sequence[int], num_tokens: int, data: bytearray) -> None:
-        """The inverse, into whole blocks."""
-        self._cache.write(blocks, num_tokens, data)
+@dataclass(slots=True)
+class Computed:
+    """A step whose logits are there."""
 
-    def kv_fingerprint(self) -> str:
-        """Stands for all that decides what a token's KV is: the weights and how they are run.
-        Reads the model's files, so not for the thread that steps. Raises ModelError."""
-        if self._files is None:
-            raise ModelError("this model was not loaded from files: its KV stays in memory")
-        decides = (
-            *(lmserve.__version__, torch.__version__, torch.backends.cpu.get_cpu_capability()),
-            *(self.architecture, self.weights, self.dtype, self._numerics.device.type),
-            *(self.attention, self._numerics.deterministic, self._numerics.packed),
-            repr(replace(self._backend.shape, block_size=1)),
-            self._files.digest(),
-        )
-        return hashlib.blake2b(repr(decides).encode(), digest_size=16).hexdigest()
+    runner: Runner
+    logits: torch.Tensor | None = None  # of the rows that sample
+    told: StepResult = field(default_factory=StepResult)
 
-    def warm_up(self) -> None:
-        """A prefill and a decode in the first block: libraries load, kernels are made."""
-        length = min(4, self.block_size - 1, self.max_model_len - 1)
-        greedy = SamplingParams(temperature=0.0)
-        for start, count in ((0, length), (length, 1)):
-            if count:
-                self.run(StepPlan([Row(0, [0] * count, start, [0], greedy)]))
+    def draw(self, rows: Sequence[Row], masks: Masks | None) -> None:
+        if self.logits is not None:
+            self.runner.choose(rows, self.logits, masks, self.told)
+
+    def result(self) -> StepResult:
+        return self.told
 
 
 def _choose(
-    rows: Sequence[Row], logits: torch.Tensor, masks: Masks | None, result: StepResult
+    rows: Sequence[Row],
+    logits: torch.Tensor,
+    masks: Masks | None,
+    kernels: Kernels | None,
+    result: StepResult,
 ) -> None:
-    """Adds a token of each row, or an error."""
-    fine = logits.sum(-1).isfinite()  # a sum is finite only where all its terms are
-    good = [row.rid not in result.errors for row in rows]
-    if not fine.all():
-        for at, each in enumerate(fine.tolist()):
+    """Adds the tokens of each row, or an error."""
+    places = [place for row in rows for place in row.places]
+    likely, finite = likeliest(logits, kernels)
+    if not all(finite):
+        for place, each in zip(places, finite, strict=True):
             if not each:
-                good[at] = False
-                result.errors[rows[at].rid] = NOT_FINITE
+                result.errors[place.rid] = NOT_FINITE
+    good = [place.rid not in result.errors for place in places] if result.errors else [True]
     if not all(good):
         logits = logits[good]
-        rows = [row for row, each in zip(rows, good, strict=True) if each]
+        likely = [token for token, each in zip(likely, good, strict=True) if each]
+        rows = [row for row in rows if row.rid not in result.errors]
+        places = [place for place, each in zip(places, good, strict=True) if each]
     if not rows:
         return
-    asked = AskedLogprobs.of(logits, rows)
-    bits = masks.of([row.rid for row in rows]) if masks is not None else None
-    tokens = sample(logits, rows, None if bits is None else torch.from_numpy(bits))
-    for row, token in zip(rows, tokens, strict=True):
-        if token is None:
+    asked = AskedLogprobs.of(logits, places)
+    bits = masks.of([place.rid for place in places]) if masks is not None else None
+    tokens = sample(
+        logits, places, None if bits is None else torch.from_numpy(bits), likely, kernels
+    )
+    told = {} if asked is None else asked.tell(tokens)
+    end = 0
+    for row in rows:
+        start, end = end, end + 1 + row.num_proposed
+        kept = row.kept(tokens[start:end])
+        if not kept:
             result.errors[row.rid] = NONE_LEFT
-        else:
-            result.tokens[row.rid] = token
-    if asked is not None:
-        told = asked.tell(tokens)
-        result.logprobs.update({rows[at].rid: each for at, each in told.items()})
+            continue
+        result.tokens[row.rid] = kept
+        if start in told:
+            result.logprobs[row.rid] = [told[start + num] for num in range(len(kept))]

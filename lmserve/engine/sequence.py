@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from lmserve.engine.prompt_outputs import PromptOutputs
 from lmserve.engine.sampling.rules import Rules
 from lmserve.engine.thinking import Reasoning
-from lmserve.messages import LOWEST
+from lmserve.messages import LOWEST, NOBODY, Tenant
 
 if TYPE_CHECKING:
     from lmserve.engine.cache.prefix import Node
     from lmserve.engine.grammars import Constraint
+    from lmserve.engine.shares import Share
+    from lmserve.engine.speculation.speculation import Guesses
     from lmserve.sampling import SamplingParams
 
 
@@ -35,12 +37,13 @@ class Sequence:
     """Owned by the scheduler. The cache manager alone changes `blocks` and what follows it."""
 
     __slots__ = (
-        "arrival", "banned_ids", "blocks", "eos_ids", "grammar", "max_len",
-        "max_model_len", "min_len", "namespace", "node", "num_cached", "num_computed",
-        "num_prompt_tokens", "num_shared", "priority", "prompt_outputs", "queue_s", "reasoning",
-        "reported", "rid", "rules",
-        "sampling", "state", "stop_ids", "submitted_s", "tokens",
+        "arrival", "banned_ids", "blocks", "eos_ids", "grammar", "guesses", "max_len",
+        "max_model_len", "min_len", "node", "num_cached", "num_computed",
+        "num_launched", "num_lost", "num_prompt_tokens", "num_shared", "num_unread", "priority",
+        "prompt_outputs", "queue_s", "reasoning", "reported", "rid", "rules",
+        "sampling", "share", "state", "stop_ids", "submitted_s", "tenant", "tokens",
     )  # fmt: skip
+    share: Share  # its tenant's, set by the scheduler
 
     def __init__(
         self,
@@ -51,7 +54,7 @@ class Sequence:
         eos_ids: frozenset[int] = frozenset(),
         max_model_len: int = 1 << 30,
         priority: int = 0,
-        namespace: int = 0,
+        tenant: Tenant = NOBODY,
         submitted_s: float = 0.0,
     ):
         self.rid = rid
@@ -60,13 +63,14 @@ class Sequence:
         self.eos_ids = eos_ids
         self.max_model_len = max_model_len
         self.priority = priority  # lower runs first
-        self.namespace = namespace  # seeds the prefix tree: an adapter, a tenant
+        self.tenant = tenant
         self.arrival = 0  # set by the scheduler
         self.submitted_s = submitted_s  # on the clock that `schedule` is told
         self.queue_s: float | None = None  # from there to the first admission
         self.state = State.WAITING
         self.prompt_outputs = PromptOutputs.of(sampling, len(prompt))
         self.grammar: Constraint | None = None  # says what may come, and when it ends
+        self.guesses: Guesses | None = None  # of what comes next, where it speculates
         self.use(sampling)
         self.num_cached: int | None = None  # prompt tokens found when first run
         self.reported = False  # an output told num_cached and queue_s
@@ -75,6 +79,11 @@ class Sequence:
         self.num_computed = 0  # tokens whose KV is in the blocks
         self.num_shared = 0  # leading blocks that the tree knows the tokens of
         self.node: Node | None = None  # the tree's node of the last of those
+
+        # of steps that were launched and not committed yet
+        self.num_launched = 0  # tokens whose KV they compute
+        self.num_unread = 0  # tokens they draw
+        self.num_lost = 0  # how often it lost its blocks: what was launched before counts no more
 
     def use(self, sampling: SamplingParams) -> None:
         """Goes on with these settings."""
@@ -88,6 +97,11 @@ class Sequence:
         self.rules = Rules.of(sampling)
         self.reasoning = Reasoning.of(sampling, self.num_prompt_tokens)
 
+    def lose(self) -> None:
+        """Its blocks are gone, and what is being computed in them."""
+        self.num_launched = self.num_unread = 0
+        self.num_lost += 1
+
     def to(self, state: State) -> None:
         """Changes the state; the table above says which changes there are."""
         assert state in ALLOWED[self.state], f"sequence {self.rid}: {self.state} to {state}"
@@ -98,12 +112,11 @@ class Sequence:
         """Everybody else comes first, whatever that costs it."""
         return self.priority >= LOWEST
 
-    @property
-    def bans(self) -> tuple[int, ...]:
-        """End and stop tokens, where the answer must not end yet."""
+    def bans(self, num_tokens: int) -> tuple[int, ...]:
+        """End and stop tokens, where the answer must not end after so many."""
         if self.grammar is not None:
             return () if self.grammar.active else self.banned_ids
-        return self.banned_ids if len(self.tokens) < self.min_len else ()
+        return self.banned_ids if num_tokens < self.min_len else ()
 
     @property
     def is_full(self) -> bool:
@@ -120,4 +133,14 @@ class Sequence:
     @property
     def num_behind(self) -> int:
         """Tokens still to be run: 1 is a decode, more a prompt, a chunk or a resume."""
-        return len(self.tokens) - self.num_computed
+        return len(self.tokens) + self.num_unread - self.start
+
+    @property
+    def start(self) -> int:
+        """The first of those."""
+        return self.num_computed + self.num_launched
+
+    @property
+    def next_is_last(self) -> bool:
+        """A token that is not read yet fills it."""
+        return bool(self.num_unread) and len(self.tokens) + self.num_unread >= self.max_len

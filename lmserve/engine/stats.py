@@ -35,4 +35,15 @@ class StatsKeeper:
             preemptions=scheduler.num_preemptions,
             prefix_queries=cache.prefix_queries,
             prefix_hits=cache.prefix_hits,
+            **self._speculation(),
         )
+
+    def _speculation(self) -> dict[str, int]:
+        speculation = self._scheduler.speculation
+        if speculation is None:
+            return {}
+        return {
+            "spec_proposals": speculation.num_proposals,
+            "spec_proposed_tokens": speculation.num_proposed,
+            "spec_accepted_tokens": speculation.num_accepted,
+        }

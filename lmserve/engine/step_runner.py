@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Protocol
 
+from lmserve.engine.grammars import Masks
 from lmserve.engine.kv_store import PagedKV
-from lmserve.engine.plan import StepPlan, StepResult
+from lmserve.engine.plan import Row, StepPlan, StepResult
+from lmserve.engine.trace import Trace
 from lmserve.messages import EngineInfo
 from lmserve.weights.base import TokenizerAssets
 
 
+class Launched(Protocol):
+    """A step that the device runs, or has run. Each is called once, in this order."""
+
+    def draw(self, rows: Sequence[Row], masks: Masks | None) -> None:
+        """Chooses the tokens of the plan's rows, of which all tokens are known by now; `masks` say
+        which may come, where a row has a grammar."""
+
+    def result(self) -> StepResult:
+        """Waits for it."""
+
+
 class StepRunner(PagedKV, Protocol):
-    """A loaded model with its KV cache. `run` computes a plan; all else is what it learned."""
+    """A loaded model with its KV cache. `launch` begins a plan; all else is what it learned."""
 
     model_path: str
     architecture: str
@@ -27,8 +41,32 @@ class StepRunner(PagedKV, Protocol):
     attention: str
     weights: str
     assets: TokenizerAssets | None  # always there in a served model
+    trace: Trace  # set by who steps
 
-    def run(self, plan: StepPlan) -> StepResult: ...
+    #: Launches a step before the one before it is read: rows may end with an UNREAD token.
+    overlaps: bool
+
+    def launch(self, plan: StepPlan) -> Launched: ...
+
+    def wants_chore(self, *, idle: bool) -> bool:
+        """Whether there is something to do between steps, or while there are none."""
+
+    def do_chore(self) -> None:
+        """A bounded piece of that."""
+
+    def is_out_of_memory(self, error: BaseException) -> bool: ...
+
+    def release_cached(self) -> None:
+        """Gives back memory that it only keeps."""
+
+
+def default_step_tokens(device: str) -> int:
+    """A step of so many tokens takes a tenth of a second or so on a CPU: what decodes wait for."""
+    return 4096 if device.startswith("cuda") else 128
+
+
+def default_batch_size(device: str) -> int:
+    return 256 if device.startswith("cuda") else 64
 
 
 def info_of(

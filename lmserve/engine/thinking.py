@@ -33,6 +33,11 @@ class Reasoning:
             return None
         return Reasoning(thinking, num_prompt_tokens)
 
+    @property
+    def over(self) -> bool:
+        """Nothing is forced any more."""
+        return self._over
+
     def forced(self, tokens: Sequence[int]) -> int | None:
         """The token that has to come next after all these."""
         for at in range(self._seen, len(tokens)):

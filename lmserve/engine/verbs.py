@@ -32,7 +32,8 @@ class Verbs:
         args = control.args
         match control.verb:
             case "pin":
-                return self._pins.pin(args["key"], unpack_ids(args["token_ids"]))
+                tokens = unpack_ids(args["token_ids"])
+                return self._pins.pin(args["key"], tokens, args.get("namespace", 0))
             case "unpin":
                 return self._pins.unpin(args["key"])
             case "save":

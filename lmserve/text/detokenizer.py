@@ -17,6 +17,8 @@ _MAX_HELD = 8  # a code point takes four byte tokens at most; more than that is 
 class Detokenizer(ABC):
     """One stream of tokens."""
 
+    __slots__ = ()
+
     @abstractmethod
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that these tokens complete."""
@@ -37,6 +39,7 @@ class TokenBytes(dict[int, bytes]):
         super().__init__()
         self._id_to_token = id_to_token
         self._hidden = hidden
+        self.texts = TokenTexts(self)
 
     def __missing__(self, token_id: int) -> bytes:
         token = None if token_id in self._hidden else self._id_to_token(token_id)
@@ -45,16 +48,42 @@ class TokenBytes(dict[int, bytes]):
         return value
 
 
+class TokenTexts(dict[int, str | None]):
+    """Text of each token whose bytes are whole code points, as most are; None for the others."""
+
+    def __init__(self, token_bytes: TokenBytes):
+        super().__init__()
+        self._token_bytes = token_bytes
+
+    def __missing__(self, token_id: int) -> str | None:
+        try:
+            text = self._token_bytes[token_id].decode()
+        except UnicodeDecodeError:
+            text = None
+        self[token_id] = text
+        return text
+
+
 class ByteDetokenizer(Detokenizer):
     """For byte-level vocabularies: joins bytes, decodes UTF-8."""
 
+    __slots__ = ("_decoder", "_holds", "_texts", "_token_bytes")
+
     def __init__(self, token_bytes: TokenBytes):
         self._token_bytes = token_bytes
+        self._texts = token_bytes.texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._holds = False  # bytes of a code point that is not whole yet
 
     def push(self, token_ids: Sequence[int]) -> str:
-        table = self._token_bytes
-        return self._decoder.decode(b"".join([table[token_id] for token_id in token_ids]))
+        if len(token_ids) == 1 and not self._holds:  # nearly always
+            text = self._texts[token_ids[0]]
+            if text is not None:
+                return text
+        table, decoder = self._token_bytes, self._decoder
+        text = decoder.decode(b"".join([table[token_id] for token_id in token_ids]))
+        self._holds = bool(decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -112,6 +141,18 @@ class WindowDetokenizer(Detokenizer):
 
     def flush(self) -> str:
         return self._decode(self._window)[self._shown :]
+
+
+class NoDetokenizer(Detokenizer):
+    """For whom tokens are enough: no text."""
+
+    __slots__ = ()
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -11,6 +11,16 @@ from lmserve.text.stops import StopMatcher
 class OutputText:
     """Text of one answer as its tokens come."""
 
+    __slots__ = (
+        "_always",
+        "_detokenizer",
+        "_include_stop",
+        "_matcher",
+        "_min_tokens",
+        "num_tokens",
+        "stop",
+    )
+
     def __init__(
         self,
         detokenizer: Detokenizer,
@@ -30,6 +40,10 @@ class OutputText:
         self._include_stop = include_stop
         self.num_tokens = 0  # pushed, up to and with the one that completed a stop string
         self.stop: str | None = None  # the stop string met
+
+    @property
+    def has_stops(self) -> bool:
+        return self._matcher is not None
 
     def push(self, token_ids: Sequence[int]) -> str:
         """The text to show for these tokens. Once `stop` is set, further tokens are not used."""

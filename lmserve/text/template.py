@@ -19,10 +19,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from lmserve.errors import InvalidField, RequestError
+from lmserve.errors import InvalidField, LmserveError, RequestError
+from lmserve.text import deadline
 from lmserve.text.abilities import abilities_of
 from lmserve.text.chat import normalise_messages
 from lmserve.text.parsing.forms import CallForm
+from lmserve.text.template_checks import compile_checked
 from lmserve.text.tool_messages import Abilities, as_objects, named_results, shown
 from lmserve.types import Tool
 
@@ -60,8 +62,8 @@ class ChatTemplate:
     def _compile(self, source: str) -> None:
         environment = _environment()
         try:
-            self._compiled = environment.from_string(source)
-            self._reads_parts = _reads_parts(environment.parse(source))
+            self._compiled, tree = compile_checked(environment, source)
+            self._reads_parts = _reads_parts(tree)
         except TemplateSyntaxError as error:
             self._fault = (
                 f"this model's chat template is damaged (line {error.lineno}: {error.message})"
@@ -164,10 +166,13 @@ class ChatTemplate:
         num_chars = 0
         try:
             for part in template.generate(values):
+                deadline.check()
                 num_chars += len(part)
                 if num_chars > self._max_chars:
                     break
                 parts.append(part)
+        except LmserveError:
+            raise
         except TemplateError as error:  # raise_exception's too: the message is the template's
             raise RequestError(
                 f"the chat template refused the messages: {error.message}", param="messages"

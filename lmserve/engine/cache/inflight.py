@@ -2,8 +2,8 @@
 
 A leader is a running sequence that is computing the very block that a waiting one needs next.
 The waiting one is put aside until the leader has computed all that they share, or runs no more;
-then it finds that in the prefix tree. It waits only for one that comes before it in the policy's
-order, so whatever keeps the leader waiting would keep it too, and nobody waits in a circle.
+then it finds that in the prefix tree. It waits only for one that is more urgent, or came before
+it, and nobody waits in a circle.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from collections.abc import Iterable
 
 from lmserve.engine.cache.manager import CacheManager
 from lmserve.engine.cache.prefix import Node, Tokens
-from lmserve.engine.policy import Order
+from lmserve.engine.policy import priority_then_arrival
 from lmserve.engine.sequence import Sequence, State
 
 Key = tuple[int, Node | None, Tokens]  # a block: its namespace, what it follows, its tokens
 
 
 class InFlight:
-    def __init__(self, cache: CacheManager, order: Order):
+    def __init__(self, cache: CacheManager):
         self._cache = cache
-        self._order = order
         self._leaders: dict[Key, Sequence] = {}  # by the block that each computes in this step
         # Those put aside, by their leader and the number of its tokens that they wait for.
         self._aside: defaultdict[tuple[Sequence, int], list[Sequence]] = defaultdict(list)
@@ -62,7 +61,7 @@ class InFlight:
             return
         key = self._key(seq, at, seq.node)
         other = self._leaders.get(key)
-        if other is None or self._order(seq) < self._order(other):
+        if other is None or priority_then_arrival(seq) < priority_then_arrival(other):
             self._leaders[key] = seq
 
     def put_aside(self, seq: Sequence) -> bool:
@@ -76,7 +75,7 @@ class InFlight:
         if num_common > limit:
             return False
         leader = self._leaders.get(self._key(seq, len(nodes), nodes[-1] if nodes else None))
-        if leader is None or self._order(seq) < self._order(leader):
+        if leader is None or priority_then_arrival(seq) < priority_then_arrival(leader):
             return False
         ours, theirs = seq.tokens, leader.tokens
         end = min(limit, len(theirs))
@@ -89,4 +88,4 @@ class InFlight:
 
     def _key(self, seq: Sequence, at: int, parent: Node | None) -> Key:
         size = self._cache.block_size
-        return seq.namespace, parent, tuple(seq.tokens[at * size : (at + 1) * size])
+        return seq.tenant.namespace, parent, tuple(seq.tokens[at * size : (at + 1) * size])

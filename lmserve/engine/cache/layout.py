@@ -42,6 +42,7 @@ def plan_layout(
     session_len: int | None,  # the setting
     share: float | None,  # the setting cache_max_entry_count
     available_bytes: int,
+    step_bytes: int = 0,  # of those, what must be left to the largest step
     default_share: float = DEFAULT_SHARE,
     default_bytes: int | None = DEFAULT_BYTES,
     max_tokens: int | None = None,  # more than this can never be in use
@@ -55,7 +56,7 @@ def plan_layout(
         )
     if share is not None and not 0 < share <= 1:
         raise SettingsError(f"--cache-max-entry-count {share} is out of range; use 0 < share <= 1")
-    budget = int(available_bytes * (default_share if share is None else share))
+    budget = _budget(available_bytes, default_share if share is None else share, step_bytes)
     if share is None and default_bytes is not None:
         budget = min(budget, default_bytes)
     if num_blocks is None:
@@ -68,6 +69,18 @@ def plan_layout(
         _explain_shortage(num_blocks * block_size, max_model_len, session_len, budget)
         max_model_len = num_blocks * block_size
     return CacheLayout(num_blocks, block_size, bytes_per_block, max_model_len)
+
+
+def _budget(available_bytes: int, share: float, step_bytes: int) -> int:
+    budget, most = int(available_bytes * share), max(0, available_bytes - step_bytes)
+    if budget <= most:
+        return budget
+    log.warning(
+        "a step takes up to %.0f MiB of the %.0f MiB that are free, so the KV cache gets %.0f MiB "
+        "and not %.0f; a lower --max-step-tokens or --max-batch-size leaves it more",
+        *(size / 2**20 for size in (step_bytes, available_bytes, most, budget)),
+    )
+    return most
 
 
 def _explain_shortage(fits: int, wanted: int, session_len: int | None, budget: int) -> None:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Tokens
+from typing import TypedDict
 
 from lmserve.engine.cache.blocks import BlockCounts, BlockPool
 from lmserve.engine.cache.loans import Loans
 from lmserve.engine.cache.prefix import Match, Node, Pin, PrefixTree
-from lmserve.engine.plan import BlockCopy
+from lmserve.engine.plan import BlockCopy, Row, StepPlan
 from lmserve.engine.sequence import Sequence
+
+
+class Moves(TypedDict):
+    """What a plan does to whole blocks."""
+
+    copies: list[BlockCopy]
+    scrubs: list[int]
+    sources: list[int]
 
 
 class CacheManager:
@@ -30,9 +39,13 @@ class CacheManager:
         self.prefix_hits = 0  # prompt tokens found
         self._copies: list[BlockCopy] = []
         self._scrubs: list[int] = []  # suspect blocks given out in this step
-        # Sources of this step's copies, held until its commit: no other row may write them, so
+        # Sources of the copies, held until the step's commit: no other row may write them, so
         # that a step that failed halfway can be run again.
         self._sources: list[int] = []
+        self.num_sources_held = 0  # by launched steps
+        # Copies of launched steps, by target: not to be found before they are made, for what is
+        # left of a step that failed is run again without those of sequences that ended meanwhile.
+        self._unmade: dict[int, BlockCopy] = {}
 
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -106,6 +119,7 @@ class CacheManager:
         For the beginning of a step, before its rows are planned."""
         pool, at = self.pool, seq.num_computed // self.block_size
         tokens = seq.tokens[at * self.block_size : seq.num_computed]
+        num_slots = min(self.block_size, len(tokens) + seq.num_launched)  # that are its own
         if not tokens or pool.num_free + pool.num_cached <= spare:
             return
         tail, new = seq.blocks[at], self._take(1)
@@ -113,28 +127,27 @@ class CacheManager:
             return
         if seq.node is not None and seq.node.alive and tail not in pool.suspect:
             if self.tree.insert(seq.node, tuple(tokens), tail).block == tail:
-                self._copies.append(BlockCopy(tail, new[0], len(tokens)))
+                self._copies.append(BlockCopy(tail, new[0], num_slots))
                 self._sources.append(tail)  # the sequence's hold on it
                 seq.blocks = [*seq.blocks[:at], *new, *seq.blocks[at + 1 :]]
                 return
         self.tree.release(new)
 
-    def take_copies(self) -> list[BlockCopy]:
-        """The copies this step's plan has to make."""
-        copies, self._copies = self._copies, []
-        return copies
-
-    def take_scrubs(self) -> list[int]:
-        """The blocks this step's plan has to zero. Those given out and taken back while it was
-        made are not among them: they stay suspect."""
-        self._scrubs = [block for block in self._scrubs if self.pool.refs[block]]
-        return self._scrubs
+    def take_moves(self) -> Moves:
+        """What this step's plan has to do to blocks. Of the suspect ones, those given out and taken
+        back while it was made are not zeroed: they stay suspect."""
+        scrubs = [block for block in self._scrubs if self.pool.refs[block]]
+        moves = Moves(copies=self._copies, scrubs=scrubs, sources=self._sources)
+        self.num_sources_held += len(self._sources)
+        self._unmade.update((copy.target, copy) for copy in self._copies)
+        self._copies, self._scrubs, self._sources = [], [], []
+        return moves
 
     def match(self, seq: Sequence) -> Match:
         """What is known of a sequence that is not admitted yet."""
         if not self.prefix_cache:
             return Match([])
-        return self.tree.match(seq.tokens, seq.num_matchable, seq.namespace)
+        return self.tree.match(seq.tokens, seq.num_matchable, seq.tenant.namespace)
 
     def _take(self, num: int, *, break_pins: bool = False) -> list[int] | None:
         """`num` new blocks, evicting what nobody uses; None when that is not enough."""
@@ -153,14 +166,16 @@ class CacheManager:
 
     # --- after the step -------------------------------------------------------------------
 
-    def end_step(self) -> None:
-        """The step has run: its copies are made, its suspect blocks zeroed. Where a row failed
-        before that, `forget` makes them suspect again."""
-        self.pool.suspect.difference_update(self._scrubs)
-        self._scrubs = []
-        if self._sources:
-            self.tree.release(self._sources)
-            self._sources = []
+    def end_step(self, plan: StepPlan) -> None:
+        """It has run: its copies are made, its suspect blocks zeroed. Where a row failed before
+        that, `forget` makes them suspect again."""
+        self.pool.suspect.difference_update(plan.scrubs)
+        for copy in plan.copies:
+            if self._unmade.get(copy.target) is copy:
+                del self._unmade[copy.target]
+        if plan.sources:
+            self.num_sources_held -= len(plan.sources)
+            self.tree.release(plan.sources)
 
     def commit(self, seq: Sequence, num_tokens: int) -> None:
         """The KV of `num_tokens` more tokens is computed."""
@@ -181,6 +196,10 @@ class CacheManager:
         self.tree.forget(seq.blocks)
         _clear(seq)
 
+    def spoil(self, row: Row) -> None:
+        """What was written for a row is bad, and its blocks are no longer its sequence's."""
+        self.tree.spoil(list(row.blocks[row.start // self.block_size :]))
+
     def _share(self, seq: Sequence, *, tail: bool = False) -> None:
         """Enters the computed blocks into the tree: the full ones, with `tail` the last too."""
         if not self.prefix_cache:
@@ -195,8 +214,11 @@ class CacheManager:
             if seq.blocks[index] in self.pool.suspect:
                 node = None  # nothing that follows it is offered either
                 break
+            if seq.blocks[index] in self._unmade:
+                end = index  # from there on later, if it is still running then
+                break
             tokens = seq.tokens[index * size : min((index + 1) * size, seq.num_computed)]
-            parent = node or tree.root(seq.namespace)
+            parent = node or tree.root(seq.tenant.namespace)
             node = tree.insert(parent, tuple(tokens), seq.blocks[index])
         seq.node, seq.num_shared = node, end
 

@@ -17,9 +17,9 @@ class Pins:
         self._tree = tree
         self._pins: dict[str, Pin] = {}
 
-    def pin(self, key: str, tokens: Tokens[int]) -> dict[str, int]:
+    def pin(self, key: str, tokens: Tokens[int], namespace: int = 0) -> dict[str, int]:
         """The pin of `key` keeps what is known of `tokens` from now on, and nothing else."""
-        pin = self._tree.pin(tokens)
+        pin = self._tree.pin(tokens, namespace)
         self.unpin(key)  # after: what both keep was never without one
         if pin.nodes:
             self._pins[key] = pin

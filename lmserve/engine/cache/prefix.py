@@ -150,14 +150,17 @@ class PrefixTree:
                 self._offer(node)
 
     def forget(self, blocks: list[int]) -> None:
-        """As `release`, after a failure: the blocks are suspect, and what follows them in the
-        tree too, whoever uses it. Nobody finds them again."""
+        """As `release`, after a failure: nobody finds them again."""
+        self.spoil(blocks)
+        self.release(blocks)
+
+    def spoil(self, blocks: list[int]) -> None:
+        """They are suspect, and what follows them in the tree too, whoever uses it."""
         self.pool.suspect.update(blocks)
         for block in blocks:
             node = self._nodes.get(block)
             if node is not None:
                 self._cut(node)
-        self.release(blocks)
 
     def _cut(self, top: Node) -> None:
         for node in reversed(list(_walk([top]))):  # children before their parents

@@ -33,6 +33,13 @@ def change(
     return banned or bool(allowed) or masks is not None
 
 
+def changes(rows: Sequence[Row], params: Sequence[SamplingParams]) -> bool:
+    """Whether, without masks, there is anything to change."""
+    return any(row.rules or row.banned_ids for row in rows) or any(
+        each.penalised for each in params
+    )
+
+
 def keep_allowed(logits: torch.Tensor, bits: torch.Tensor) -> None:
     """Leaves the tokens whose bit is set; those for which there is none are not."""
     vocab_size = logits.shape[1]
@@ -67,7 +74,7 @@ def _penalise(logits: torch.Tensor, rows: Sequence[Row], params: Sequence[Sampli
     penalised = [index for index, each in enumerate(params) if each.penalised]
     if not penalised:
         return
-    parts = [_counts(rows[index], logits.shape[1]) for index in penalised]
+    parts = [count_history(rows[index], logits.shape[1]) for index in penalised]
     lens = [len(tokens) for tokens, _ in parts]
 
     def column(values: Sequence[float] | Sequence[int]) -> torch.Tensor:
@@ -86,7 +93,7 @@ def _penalise(logits: torch.Tensor, rows: Sequence[Row], params: Sequence[Sampli
     logits[row, token] = value.clamp_(-LARGEST, LARGEST).float()
 
 
-def _counts(row: Row, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+def count_history(row: Row, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of prompt and output, and how often each is in the output."""
     history = np.asarray(row.history, dtype=np.int64)
     history = np.where(history < vocab_size, history, 0)
@@ -96,14 +103,14 @@ def _counts(row: Row, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ban(logits: torch.Tensor, rows: Sequence[Row]) -> bool:
-    pairs = [(index, token) for index, row in enumerate(rows) for token in _banned(row)]
+    pairs = [(index, token) for index, row in enumerate(rows) for token in banned_tokens(row)]
     if pairs:
         index = torch.tensor(pairs, device=logits.device)
         logits[index[:, 0], index[:, 1]] = -torch.inf
     return bool(pairs)
 
 
-def _banned(row: Row) -> Sequence[int]:
+def banned_tokens(row: Row) -> Sequence[int]:
     if row.rules is None:
         return row.banned_ids
     return [*row.banned_ids, *row.rules.banned_after(row.history)]

@@ -8,50 +8,59 @@ import torch
 
 from lmserve.sampling import SamplingParams
 
-CANDIDATES = 1024  # tokens sorted; a row whose cut lies beyond them has all sorted
+CANDIDATES = (128, 1024)  # tokens sorted; a row whose cut lies beyond them has more, then all
 
 
 def draw(
-    logits: torch.Tensor, params: Sequence[SamplingParams], uniforms: torch.Tensor
-) -> torch.Tensor:
+    logits: torch.Tensor, params: Sequence[SamplingParams], numbers: Sequence[float]
+) -> list[int]:
+    """A token for each row of logits, which are written to, by its uniform number."""
     device = logits.device
+    uniforms = torch.tensor(numbers, dtype=torch.float64, device=device)
     temperature = torch.tensor([each.temperature for each in params], device=device)[:, None]
     logits.sub_(logits.amax(-1, keepdim=True)).div_(temperature)  # finite at any temperature
     probabilities = logits.softmax(-1)
-    cut = torch.tensor([_cuts(each) for each in params], device=device)
-    chosen = torch.empty(len(params), dtype=torch.int64, device=device)
-    for mask, draw_some in ((cut, _draw_cut), (~cut, _draw_any)):
-        index = mask.nonzero().squeeze(1)
-        if len(index):
-            which = [params[i] for i in index.tolist()]
-            chosen[index] = draw_some(probabilities[index], which, uniforms[index])
-    return chosen
+    cut = [at for at, each in enumerate(params) if _cuts(each)]
+    if not cut:
+        return _draw_any(probabilities, uniforms)
+    if len(cut) == len(params):
+        return _draw_cut(probabilities, params, uniforms)
+    rest = [at for at, each in enumerate(params) if not _cuts(each)]
+    chosen = dict(zip(rest, _draw_any(probabilities[rest], uniforms[rest]), strict=True))
+    which = [params[at] for at in cut]
+    chosen |= zip(cut, _draw_cut(probabilities[cut], which, uniforms[cut]), strict=True)
+    return [chosen[at] for at in range(len(params))]
 
 
 def _cuts(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
-def _draw_any(
-    probabilities: torch.Tensor, params: Sequence[SamplingParams], uniforms: torch.Tensor
-) -> torch.Tensor:
+def _draw_any(probabilities: torch.Tensor, uniforms: torch.Tensor) -> list[int]:
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     target = uniforms[:, None] * cumulative[:, -1:]
     place = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    return place.clamp_(max=probabilities.shape[1] - 1)  # rounding may reach the end
+    tokens: list[int] = place.clamp_(max=probabilities.shape[1] - 1).tolist()  # rounded to the end
+    return tokens
 
 
 def _draw_cut(
     probabilities: torch.Tensor, params: Sequence[SamplingParams], uniforms: torch.Tensor
-) -> torch.Tensor:
-    """From the most probable tokens, sorted; from all of them where those are not enough."""
+) -> list[int]:
+    """From the most probable tokens, sorted; from more of them where those are not enough."""
     vocab_size = probabilities.shape[1]
-    chosen, enough = _draw_sorted(probabilities, min(CANDIDATES, vocab_size), params, uniforms)
-    again = (~enough).nonzero().squeeze(1)
-    if len(again):
-        which = [params[i] for i in again.tolist()]
-        all_sorted = _draw_sorted(probabilities[again], vocab_size, which, uniforms[again])
-        chosen[again] = all_sorted[0]
+    chosen = [0] * len(params)
+    left = list(range(len(params)))
+    for size in (*CANDIDATES, vocab_size):
+        tokens, enough = _draw_sorted(probabilities, min(size, vocab_size), params, uniforms)
+        for at, token in zip(left, tokens.tolist(), strict=True):
+            chosen[at] = token
+        again = [num for num, each in enumerate(enough.tolist()) if not each]
+        if not again:
+            break
+        left = [left[num] for num in again]
+        params = [params[num] for num in again]
+        probabilities, uniforms = probabilities[again], uniforms[again]
     return chosen
 
 

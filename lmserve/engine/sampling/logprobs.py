@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from lmserve.device.base import Device
 from lmserve.engine.plan import Row
 from lmserve.messages import TokenLogprob
 
@@ -33,20 +35,59 @@ class AskedLogprobs:
         return dict(zip(self._asked, told, strict=True))
 
 
+class DeviceLogprobs:
+    """Of the rows that ask, without a wait: begun beside the draw, finished when it is read."""
+
+    def __init__(self, rows: Sequence[Row], asked: list[int]):
+        self._asked = asked
+        self._nums_top = [_num_top(rows[at]) for at in asked]
+
+    @staticmethod
+    def of(rows: Sequence[Row]) -> DeviceLogprobs | None:
+        asked = [at for at, row in enumerate(rows) if _asks(row)]
+        return DeviceLogprobs(rows, asked) if asked else None
+
+    @torch.inference_mode()
+    def begin(
+        self, logits: torch.Tensor, tokens: torch.Tensor, device: Device
+    ) -> list[torch.Tensor]:
+        """What is to be fetched. The logits are the model's own, a row for each of the rows or
+        more; `tokens` are those drawn."""
+        if len(self._asked) < len(logits):
+            index = device.upload(np.array(self._asked))
+            logits, tokens = logits.index_select(0, index), tokens.index_select(0, index)
+        return _measure(logits.float().log_softmax(-1), tokens, max(self._nums_top))
+
+    def finish(self, fetched: Sequence[torch.Tensor]) -> dict[int, TokenLogprob]:
+        """By the row's place."""
+        return dict(zip(self._asked, _told(fetched, self._nums_top), strict=True))
+
+
 def tell(
     logprobs: torch.Tensor, token_ids: Sequence[int], nums_top: Sequence[int]
 ) -> list[TokenLogprob]:
     """Of one token in each row (rows, vocab), with so many of the likeliest."""
-    index = torch.tensor(token_ids, device=logprobs.device)[:, None]
-    chosen = logprobs.gather(1, index).squeeze(1).tolist()
-    most = min(max(nums_top), logprobs.shape[1])
-    if most == 0:
-        return [TokenLogprob(*each) for each in zip(token_ids, chosen, strict=True)]
-    values, tokens = _likeliest(logprobs, most)
-    top = zip(tokens.tolist(), values.tolist(), nums_top, strict=True)
+    tokens = torch.tensor(token_ids, device=logprobs.device)
+    return _told(_measure(logprobs, tokens, max(nums_top)), nums_top)
+
+
+def _measure(logprobs: torch.Tensor, tokens: torch.Tensor, num_top: int) -> list[torch.Tensor]:
+    """The tokens and theirs; the likeliest and theirs."""
+    measured = [tokens, logprobs.gather(1, tokens[:, None]).squeeze(1)]
+    num_top = min(num_top, logprobs.shape[1])
+    if num_top > 0:
+        values, likeliest = _likeliest(logprobs, num_top)
+        measured += [likeliest, values]
+    return measured
+
+
+def _told(measured: Sequence[torch.Tensor], nums_top: Sequence[int]) -> list[TokenLogprob]:
+    tokens, chosen, *top = (each.tolist() for each in measured)
+    if not top:
+        return [TokenLogprob(*each) for each in zip(tokens, chosen, strict=True)]
     return [
         TokenLogprob(token_id, logprob, ids[:num], logs[:num])
-        for token_id, logprob, (ids, logs, num) in zip(token_ids, chosen, top, strict=True)
+        for token_id, logprob, ids, logs, num in zip(tokens, chosen, *top, nums_top, strict=True)
     ]
 
 

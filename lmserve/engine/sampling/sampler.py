@@ -13,33 +13,56 @@ from collections.abc import Sequence
 import torch
 
 from lmserve.engine.plan import Row
-from lmserve.engine.sampling.changes import change
+from lmserve.engine.sampling import native
+from lmserve.engine.sampling.changes import change, changes
 from lmserve.engine.sampling.drawing import draw
+from lmserve.native.library import Kernels
 from lmserve.sampling import SamplingParams
 
 MASK64 = 2**64 - 1
 
 
+def likeliest(logits: torch.Tensor, kernels: Kernels | None) -> tuple[list[int], list[bool]]:
+    """The likeliest token of each row, the first of several; and whether its logits are finite."""
+    if kernels is not None:
+        return native.likeliest(logits, kernels)
+    # a sum is finite only where all its terms are
+    return logits.argmax(-1).tolist(), logits.sum(-1).isfinite().tolist()
+
+
 def sample(
-    logits: torch.Tensor, rows: Sequence[Row], masks: torch.Tensor | None = None
+    logits: torch.Tensor,
+    rows: Sequence[Row],
+    masks: torch.Tensor | None = None,
+    likely: Sequence[int] | None = None,
+    kernels: Kernels | None = None,
 ) -> list[int | None]:
     """A token for each row, None where no token may come; `logits` (rows, vocab) is float32 and
     may be written to. `masks` (rows, vocab / 32) is int32, with a bit for each token that may
-    come: all of a row without a grammar."""
+    come: all of a row without a grammar. `likely` are the likeliest tokens, where they are
+    known already; `kernels` draw, where they are there."""
     params = [_params(row) for row in rows]
     alive = [True] * len(rows)
-    if change(logits, rows, params, masks):
-        best, chosen = logits.max(-1)
+    tokens: list[int | None]
+    if likely is not None and masks is None and not changes(rows, params):
+        tokens = list(likely)
+    elif change(logits, rows, params, masks):
+        best, index = logits.max(-1)
         alive = (best > -torch.inf).tolist()
+        tokens = index.tolist()
     else:
-        chosen = logits.argmax(-1)
+        tokens = logits.argmax(-1).tolist()
     free = [at for at, each in enumerate(params) if alive[at] and not each.greedy]
     if free:
-        index = torch.tensor(free, device=logits.device)
         drawn = [uniform(params[i].seed, rows[i].context_len) for i in free]
-        uniforms = torch.tensor(drawn, dtype=torch.float64, device=logits.device)
-        chosen[index] = draw(logits[index], [params[i] for i in free], uniforms)
-    tokens: list[int | None] = chosen.tolist()
+        part = logits if len(free) == len(rows) else logits[free]
+        which = [params[i] for i in free]
+        if kernels is None:
+            chosen = draw(part, which, drawn)
+        else:
+            chosen = native.draw(part, which, drawn, kernels)
+        for at, token in zip(free, chosen, strict=True):
+            tokens[at] = token
     for at, row in enumerate(rows):
         if row.forced is not None:
             tokens[at] = row.forced
@@ -50,8 +73,13 @@ def sample(
 
 def uniform(seed: int, index: int) -> float:
     """In [0, 1): splitmix64 of the seed's own stream, at `index`."""
-    state = (_mix(seed & MASK64) + (index + 1) * 0x9E3779B97F4A7C15) & MASK64
+    state = (stream_of(seed) + (index + 1) * 0x9E3779B97F4A7C15) & MASK64
     return float((_mix(state) >> 16) * 2.0**-48)
+
+
+def stream_of(seed: int) -> int:
+    """Where the seed's own stream begins: unsigned, of 64 bits."""
+    return _mix(seed & MASK64)
 
 
 def _mix(z: int) -> int:
