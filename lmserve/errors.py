@@ -8,6 +8,8 @@
     │   │   └── SessionFull     400  the session and the prompt leave no room for an answer
     │   ├── BodyTooLarge        413  the body is over the limit
     │   │   └── FilesFull       413  no room is left for files
+    │   ├── HeadTooLarge        431  the request's line and headers are over the limit
+    │   ├── TooSlow             408  the request did not come in its time
     │   ├── NotFound            404  no route has this path
     │   ├── MethodNotAllowed    405  the route exists, but not for this method
     │   ├── ModelNotFound       404  the model named is not served here
@@ -20,7 +22,9 @@
     │   ├── BatchNotFound       404  there is no such batch
     │   ├── EventsGone          410  the stream no longer has the events asked for
     │   ├── Unauthorized        401  no key, or a wrong one
+    │   ├── Forbidden           403  a known key, which may not do this
     │   ├── CrossSite           403  another web page makes its visitor's browser call
+    │   ├── WrongHost           403  the call is for another name than this server's
     │   ├── SessionBusy         409  the session is being answered, or was ended meanwhile
     │   ├── SessionExists       409  a session of this id exists
     │   ├── AnswerConflict      409  the response is not in a state that allows this
@@ -29,6 +33,10 @@
     │   ├── SessionLost         410  the session was forgotten; told once, then it begins anew
     │   └── NotEnabled          400  the server was started without the flag for this
     ├── Overloaded              429  a limit is reached; `retry_after_s` says when to come back
+    │   ├── RateLimited         429  one of the API key's own
+    │   ├── TooManyConnections  503  of connections or WebSockets there are as many as may be
+    │   ├── NoThread            503  the system gives no more threads
+    │   └── TextTooSlow         429  template, tokens or grammar took longer than they may
     ├── NotServed               501  the server was started without what this route needs
     ├── DeadlineExceeded        504  the answer could not begin, or did not, in its time
     ├── EngineUnavailable       503  the engine is loading, restarting or gone
@@ -110,6 +118,21 @@ class FilesFull(BodyTooLarge):
     """The files kept take all the room that they may."""
 
     code = "files_full"
+
+
+class HeadTooLarge(RequestError):
+    """The request's line and headers are longer than the server reads."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class TooSlow(RequestError):
+    """The request's head, or its body, did not come in its time."""
+
+    status = 408
+    type = "timeout_error"
+    code = "request_timeout"
 
 
 class NotFound(RequestError):
@@ -222,11 +245,26 @@ class Unauthorized(RequestError):
     code = "invalid_api_key"
 
 
+class Forbidden(RequestError):
+    """The API key is known, and may not do this."""
+
+    status = 403
+    type = "permission_error"
+    code = "insufficient_scope"
+
+
 class CrossSite(RequestError):
     """Another web page makes its visitor's browser call."""
 
     status = 403
     code = "cross_site"
+
+
+class WrongHost(RequestError):
+    """The call names another host: its page's own name may have been made to lead here."""
+
+    status = 403
+    code = "host_not_allowed"
 
 
 class SessionBusy(RequestError):
@@ -266,6 +304,40 @@ class Overloaded(LmserveError):
     def __init__(self, message: str, *, retry_after_s: int = 1):
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """A limit of the API key itself is reached: `limit` is a word for which."""
+
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, limit: str = "key", *, retry_after_s: int = 1):
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.limit = limit
+
+
+class TooManyConnections(Overloaded):
+    """Of connections, or WebSockets, there are as many as may be."""
+
+    status = 503
+    code = "too_many_connections"
+
+
+class NoThread(Overloaded):
+    """The request takes a thread, and the system gives no more."""
+
+    status = 503
+
+
+class TextTooSlow(Overloaded):
+    """A request's template, tokens or grammar took longer than they may."""
+
+    code = "text_timeout"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int = 1):
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.param = param
 
 
 class NotServed(LmserveError):

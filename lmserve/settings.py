@@ -26,7 +26,7 @@ def setting(
 
     Numbers: `least` and `most` are allowed themselves, `above` is not. Text: `pattern` is a
     regular expression for all of it (of each item, in a list), `form` the same in words.
-    `lmserve.cli.fields` checks them. `secret`: the value is never shown.
+    `lmserve.fields` checks them. `secret`: the value is never shown.
     """
     limits = {"least": least, "most": most, "above": above, "pattern": pattern, "form": form}
     return field(default=default, metadata={"doc": doc, "secret": secret, **limits})
@@ -112,6 +112,73 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AccessSettings:
+    key_file: str | None = setting(
+        None, "a file of API keys, with names, scopes and limits; read again when it changes"
+    )
+    admin_keys: tuple[str, ...] = setting(
+        (),
+        "keys for what only an administrator may do; where some are set, api_keys may not",
+        pattern=r"[\x21-\x7e]{1,256}",
+        form="printable ASCII without spaces",
+        secret=True,
+    )
+    admin_port: int | None = setting(
+        None,
+        "serve administration and metrics on a port of their own, and not on the other; 0 picks "
+        "a free one",
+        least=0,
+        most=65535,
+    )
+    admin_name: str | None = setting(
+        None,
+        "the address of that port; default: 127.0.0.1",
+        pattern=r"\S+",
+        form="a name or address",
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "names that calls may be for, beside addresses, localhost and names without a dot, or *; "
+        "default: any, but where this server has a loopback address and no keys, only those",
+        pattern=r"\*|[A-Za-z0-9_.-]+",
+        form="a host's name or *",
+    )
+    isolate_cache: bool = setting(
+        True, "prompts of one API key never find the KV of another's, nor tell by their speed"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    max_key_requests: int | None = setting(
+        None, "requests of one API key, waiting or running, before 429", least=1
+    )
+    key_requests_per_minute: int | None = setting(
+        None, "requests of one API key in a minute before 429", least=1
+    )
+    key_tokens_per_minute: int | None = setting(
+        None, "tokens of one API key, of prompts and answers, in a minute before 429", least=1
+    )
+    max_queue_s: float | None = setting(
+        None,
+        "a request that would wait longer than this for its first step, by what is measured, gets "
+        "429; default: it waits",
+        above=0,
+    )
+    max_connections: int = setting(4096, "connections before others are turned away", least=1)
+    max_sockets: int = setting(1024, "WebSockets before others get 503", least=1)
+    header_timeout_s: float = setting(
+        10.0, "the head of a request must have come within this time", above=0
+    )
+    body_timeout_s: float = setting(
+        30.0, "a body of which nothing comes for this long is given up", above=0
+    )
+    text_timeout_s: float = setting(
+        10.0, "chat template, tokens and grammar of one request may take this long", above=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSettings:
     model: str | None = setting(
         None, "a directory, a .gguf file or a hub id; default: the embedded SmolLM2-135M-Instruct"
@@ -143,9 +210,16 @@ class EngineSettings:
         "longest context in tokens, prompt and answer together; default: the model's",
         least=2,
     )
-    max_batch_size: int = setting(64, "sequences run together in a step", least=1)
-    max_step_tokens: int = setting(
-        512, "tokens run in a step: decodes first, then prefill chunks", least=1
+    max_batch_size: int | None = setting(
+        None,
+        "sequences run together in a step; default: 64 on cpu, 256 on cuda",
+        least=1,
+    )
+    max_step_tokens: int | None = setting(
+        None,
+        "tokens run in a step: decodes first, then prefill chunks, for which the decodes wait; "
+        "default: 128 on cpu, 4096 on cuda",
+        least=1,
     )
     cache_max_entry_count: float | None = setting(
         None,
@@ -159,23 +233,74 @@ class EngineSettings:
         "KV blocks; default: as many as fit the memory given by cache_max_entry_count",
         least=1,
     )
-    block_size: int = setting(16, "tokens in a KV block", least=1)
-    attention: Literal["auto", "cpu", "sdpa"] = setting("auto", "attention backend")
+    block_size: int | None = setting(
+        None, "tokens in a KV block; default: what suits the attention backend", least=1
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = setting(
+        "auto", "type of the KV cache; fp8 holds twice the tokens, and rounds them; on cuda"
+    )
+    kernels: Literal["auto", "avx512", "avx2", "triton", "twins", "torch"] = setting(
+        "auto",
+        "what computes: lmserve's own kernels, on cpu by the processor's instructions, on cuda of "
+        "triton, or torch; twins: triton's path in plain torch on any device, to check it; auto: "
+        "the fastest that runs here",
+    )
+    attention: Literal[
+        "auto", "native", "cpu", "sdpa", "flash_attn", "flash_attn_3", "varlen", "triton", "paged"
+    ] = setting(
+        "auto",
+        "attention backend: native, cpu and sdpa on cpu, the others on cuda; auto: the fastest "
+        "that passes its probe",
+    )
+    quantization: Literal["none", "fp8"] = setting(
+        "none", "fp8: weights become 8-bit floats as they are loaded; on cuda"
+    )
+    load_format: Literal["auto", "dummy"] = setting(
+        "auto", "dummy: random weights in place of the model's, to measure speed"
+    )
+    overlap: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "begin a step before the tokens of the one before it are read; auto: on cuda",
+    )
+    graphs: bool = setting(True, "on cuda: replay the kernels of a decode step as one graph")
     deterministic: bool = setting(
-        False, "one product per weight for all row counts: answers do not depend on the batch"
+        False,
+        "answers do not depend on the batch: one product per weight for all row counts; lmserve's "
+        "own kernels always work so",
     )
     threads: int | None = setting(
         None, "CPU threads of the engine; default: the cores available", least=1
     )
     prefix_cache: bool = setting(True, "reuse the KV of shared prompt beginnings")
+    speculation: Literal["off", "ngram"] = setting(
+        "off",
+        "propose tokens and check several in one step, where that pays; ngram: those that followed "
+        "the same words before, in the prompt or the answer",
+    )
+    speculation_tokens: int = setting(
+        8, "tokens proposed to a sequence in a step, at most", least=1
+    )
+    fair: bool = setting(
+        True, "API keys that want more than their share wait for those that had less"
+    )
+    profile: str | None = setting(
+        None,
+        "a file for a trace of every step and request, which ui.perfetto.dev shows; default: none",
+    )
     cache_dir: str | None = setting(
         None, "downloaded models and converted tokenizers; default: the user's cache"
     )
     stuck_after_s: float = setting(5.0, "the engine is called stuck when silent this long", above=0)
     kill_after_s: float = setting(
-        300.0, "a silent engine is killed and started again after this long", above=0
+        60.0, "a silent engine is killed and started again after this long", above=0
     )
     restart: bool = setting(True, "start the engine again when it dies")
+    restart_wait_s: float = setting(
+        10.0, "while it starts again, requests wait this long before 503", least=0
+    )
+    standby: bool = setting(
+        True, "keep a process ready (150 MB) from which a dead engine is started within a second"
+    )
     mock_tokens_s: float = setting(
         0.0, "mock: steps per second and stream; 0 is full speed", least=0
     )
@@ -246,14 +371,26 @@ class BatchSettings:
 @dataclass(frozen=True, slots=True)
 class LogSettings:
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", "least level logged")
+    log_format: Literal["text", "json"] = setting(
+        "text", "lines for people, or one JSON object a line"
+    )
     max_log_len: int = setting(
         0, "characters of each prompt logged, at level debug; 0 is none", least=0
+    )
+    otlp_traces_endpoint: str | None = setting(
+        None,
+        "an OpenTelemetry collector's URL for traces of requests (OTLP over HTTP); needs the "
+        "extra otel",
+        pattern=r"https?://\S+",
+        form="an http(s) URL",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     server: ServerSettings = field(default_factory=ServerSettings)
+    access: AccessSettings = field(default_factory=AccessSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
     sessions: SessionSettings = field(default_factory=SessionSettings)
     streams: StreamSettings = field(default_factory=StreamSettings)

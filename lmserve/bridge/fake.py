@@ -18,7 +18,9 @@ import asyncio
 import heapq
 import itertools
 import os
+import shutil
 import tempfile
+import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,7 +34,16 @@ from lmserve.bridge.inventions import HIDDEN_SIZE
 from lmserve.bridge.mailbox import Mailbox
 from lmserve.bridge.scripts import Piece, Script, script_after, steps_of
 from lmserve.errors import EngineError, EngineUnavailable
-from lmserve.messages import EngineInfo, EngineStats, SequenceOutput, Submit, Update, pack_ids
+from lmserve.messages import (
+    NOBODY,
+    EngineInfo,
+    EngineStats,
+    SequenceOutput,
+    Submit,
+    Tenant,
+    Update,
+    pack_ids,
+)
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 
@@ -47,8 +58,9 @@ class FakeEngine(EngineHandle):
         self.aborts: list[int] = []  # rids
         self._record = record
         self._interval_s = 1 / settings.mock_tokens_s if settings.mock_tokens_s else 0.0
+        self._due_s: float | None = None  # the next step's time, where there is a pace
         self._session_len = settings.session_len or 8192
-        self._max_batch_size = settings.max_batch_size
+        self._max_batch_size = settings.max_batch_size or 64  # as on a CPU
         self._state: State = "loading"
         self._state_changed = asyncio.Event()
         self._rids = itertools.count(1)
@@ -113,11 +125,16 @@ class FakeEngine(EngineHandle):
         for mailbox in self._take_all():
             mailbox.end("error", "the engine process died while this request ran", died=True)
 
+    def give_up(self) -> None:
+        """As after `restart_wait_s`: what waits for the next engine is told to come again."""
+        retry_after_s = self.health().retry_after_s
+        for mailbox in self._take_all():
+            mailbox.end("error", "the next engine is not ready yet", retry_after_s=retry_after_s)
+
     # --- the handle ---
 
     async def start(self) -> None:
-        # not in a user's cache: a mock leaves nothing behind
-        self._folder = await asyncio.to_thread(tempfile.TemporaryDirectory, prefix="lmserve-mock-")
+        self._folder = await asyncio.to_thread(_make_folder)
         await asyncio.to_thread(assets.write_assets, Path(self._folder.name))
         self.info = self._make_info()
         self._set_state("ready")
@@ -130,12 +147,18 @@ class FakeEngine(EngineHandle):
         assert self.info is not None
         return self.info
 
-    def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
+    def submit(
+        self,
+        token_ids: list[int],
+        sampling: SamplingParams,
+        priority: int = 0,
+        tenant: Tenant = NOBODY,
+    ) -> Mailbox:
         if self._state not in ("ready", "stuck"):
             raise self._unavailable()
         rid = next(self._rids)
         if self._record:
-            self.submits.append(Submit(rid, pack_ids(token_ids), sampling, priority))
+            self.submits.append(Submit(rid, pack_ids(token_ids), sampling, priority, tenant))
         script = self._scripts.popleft() if self._scripts else None
         self._mailboxes[rid] = mailbox = Mailbox(rid)
         self._given[rid] = (token_ids, script)
@@ -228,18 +251,25 @@ class FakeEngine(EngineHandle):
     # --- steps ---
 
     def _schedule(self) -> None:
+        if self._next_step is not None:
+            return
         work = self._playing or (self._queue and self._has_place)
-        if self._next_step is None and work and self._state == "ready":
-            loop = asyncio.get_running_loop()
-            if self._interval_s:
-                self._next_step = loop.call_later(self._interval_s, self._step)
-            else:
-                self._next_step = loop.call_soon(self._step)
+        if not work or self._state != "ready":
+            self._due_s = None
+            return
+        loop = asyncio.get_running_loop()
+        if self._interval_s:
+            now = time.monotonic()
+            # after the step before was due, not done: a loop that is late does not slow the pace
+            self._due_s = (now if self._due_s is None else self._due_s) + self._interval_s
+            self._next_step = loop.call_later(max(0.0, self._due_s - now), self._step)
+        else:
+            self._next_step = loop.call_soon(self._step)
 
     def _unschedule(self) -> None:
         if self._next_step is not None:
             self._next_step.cancel()
-            self._next_step = None
+            self._next_step = self._due_s = None
 
     def _step(self) -> None:
         self._next_step = None
@@ -247,6 +277,7 @@ class FakeEngine(EngineHandle):
         admitted = self._admit() if self._queue else ()
         self.stats.steps += 1
         self.stats.step_tokens = len(playing)
+        self.stats.sent_s = self._due_s or time.monotonic()
         if self.on_step is not None:
             self.on_step(self.stats)
         for rid in admitted:
@@ -357,3 +388,13 @@ def _nothing_known(
             return {"num_tokens": 0, "num_bytes": 0}
         case _:
             return {"num_tokens": 0, "num_known": 0}
+
+
+def _make_folder() -> tempfile.TemporaryDirectory[str]:
+    """Not in a user's cache: a mock leaves nothing behind. What one left that was killed, the next
+    removes."""
+    for left in Path(tempfile.gettempdir()).glob("lmserve-mock-*-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"lmserve-mock-{os.getpid()}-")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lmserve.bridge.mailbox import Mailbox
-from lmserve.messages import EngineInfo, EngineStats
+from lmserve.messages import NOBODY, EngineInfo, EngineStats, Tenant
 from lmserve.sampling import SamplingParams
 
 State = Literal["loading", "ready", "stuck", "restarting", "sleeping", "failed", "closed"]
@@ -45,11 +45,13 @@ class Health:
 class EngineHandle(ABC):
     """One engine, seen from the server's event loop. Not thread-safe: use it on its loop."""
 
-    #: What the engine told when it became ready; None until then, while it restarts
-    #: and while it sleeps.
+    #: What the engine told when it became ready, while it restarts the one before; None until
+    #: then, and while none is wanted.
     info: EngineInfo | None
     #: The statistics of the last step heard of.
     stats: EngineStats
+    #: What its last start took, until it was ready; 0 until it was.
+    start_s: float = 0.0
     #: Called once a step, before its outputs arrive; must not raise.
     on_step: Callable[[EngineStats], None] | None = None
 
@@ -62,11 +64,18 @@ class EngineHandle(ABC):
         """Waits until the engine is ready. Raises SetupError when it cannot start."""
 
     @abstractmethod
-    def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
+    def submit(
+        self,
+        token_ids: list[int],
+        sampling: SamplingParams,
+        priority: int = 0,
+        tenant: Tenant = NOBODY,
+    ) -> Mailbox:
         """Queues one request and returns where its outputs arrive. Never blocks.
 
-        Raises EngineUnavailable when there is no engine to take it (loading, restarting, gone):
-        nothing was queued then. One that is stuck may only be slow, and takes it.
+        Raises EngineUnavailable when there is no engine to take it (loading, gone): nothing was
+        queued then. One that is stuck may only be slow, and takes it. While it restarts, requests
+        wait for `restart_wait_s`, those of the dead engine too that were told nothing yet.
         """
 
     @abstractmethod
@@ -92,8 +101,8 @@ class EngineHandle(ABC):
             restore  token_ids, path: takes in what of the file is a beginning of them
                      -> num_tokens (newly known), num_known
 
-        with token ids as `pack_ids` makes them. A save or restore that is no longer waited for
-        goes on.
+        with token ids as `pack_ids` makes them, and a `namespace` if it is not 0. A save or
+        restore that is no longer waited for goes on.
 
         Raises EngineUnavailable when no answer came in time, EngineError when it failed.
         """

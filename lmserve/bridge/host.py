@@ -8,16 +8,20 @@ request and starts a new engine.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import logging
-import os
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
+from lmserve import logs
 from lmserve.bridge.channel import EngineChannel, ServerGone
+from lmserve.engine.cores import share_the_cores
+from lmserve.engine.trace import Trace
 from lmserve.errors import SetupError
 from lmserve.messages import (
     Control,
@@ -34,7 +38,6 @@ from lmserve.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 DEFAULT_CORE = "lmserve.engine.core:EngineCore"
 
 
@@ -43,6 +46,14 @@ class Core(Protocol):
 
     #: Ends the loop's wait, from any thread: there are chores now. Set before `load`.
     wake: Callable[[], None]
+    #: Sends something in the middle of a step. Set before `load`. Raises ServerGone.
+    tell: Callable[[list[ToServer]], None]
+    #: Told when a frame is sent.
+    trace: Trace
+
+    @staticmethod
+    def preload() -> None:
+        """Imports what `load` needs, in a process that does not know yet what to load."""
 
     def load(self, progress: Callable[[str], None]) -> EngineInfo:
         """Loads the model, naming each stage to `progress`. Raises SetupError with one line."""
@@ -75,7 +86,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     settings: EngineSettings
     core: str  # "module:Class"
     log_level: int
-    log_format: str
+    log_format: str  # as `lmserve.logs` names it
     log_date_format: str | None
 
     @classmethod
@@ -87,7 +98,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
             settings=settings,
             core=core,
             log_level=root.getEffectiveLevel(),
-            log_format=(formatter and formatter._fmt) or DEFAULT_LOG_FORMAT,
+            log_format=logs.form_of(formatter),
             log_date_format=formatter.datefmt if formatter else None,
         )
 
@@ -98,10 +109,10 @@ def run(channel: EngineChannel, boot: Boot, *, freeze: bool) -> str | None:
     `freeze` takes what was loaded out of the garbage collector's sight: right for a process
     that is the engine's own.
     """
-    _share_the_cores()
+    share_the_cores()
     try:
         core = _make_core(boot)
-        core.wake = channel.wake
+        core.wake, core.tell = channel.wake, channel.send
         info = core.load(lambda stage: channel.send([Loading(stage)]))
     except ServerGone:
         return None
@@ -116,10 +127,23 @@ def run(channel: EngineChannel, boot: Boot, *, freeze: bool) -> str | None:
         _close(core)
 
 
+def preload(core: str) -> None:
+    """For a process that stands by. What fails here fails again when the core is loaded, and is
+    told then."""
+    share_the_cores()
+    with contextlib.suppress(Exception):
+        _core_class(core).preload()
+
+
+def _core_class(name: str) -> type[Core]:
+    module, _, name = name.partition(":")
+    found: type[Core] = getattr(importlib.import_module(module), name)
+    return found
+
+
 def _make_core(boot: Boot) -> Core:
-    module, _, name = boot.core.partition(":")
     try:
-        make: Callable[[EngineSettings], Core] = getattr(importlib.import_module(module), name)
+        make: Callable[[EngineSettings], Core] = _core_class(boot.core)
     except ImportError as error:
         raise SetupError(
             f"the engine cannot be imported: {error}; install lmserve with its engine extra"
@@ -165,9 +189,12 @@ def _turn(channel: EngineChannel, core: Core) -> bool:
     if core.has_chores():
         frame += core.do_chores()
     if core.has_work():
-        frame.append(core.step())
+        step = core.step()
+        step.stats.sent_s = time.monotonic()
+        frame.append(step)
     if frame:
-        channel.send(frame)
+        with core.trace.span("send"):
+            channel.send(frame)
     return True
 
 
@@ -194,12 +221,3 @@ def _close(core: Core) -> None:
 def _one_line(error: Exception) -> str:
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _share_the_cores() -> None:
-    """Threads that wait for the others of a step spin briefly, then sleep. Spinning for long, as
-    is OpenMP's default, they keep the others from a core whenever anything else runs: steps took
-    ten times as long. Sleeping at once makes the steps of a quiet machine half as long again.
-    OpenMP reads this once, when torch is first imported; a user's own choice stands."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -7,23 +7,27 @@ answer's own length. Exactly one terminal delivery is ever made.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from lmserve.messages import SequenceOutput, TokenLogprob, unpack_ids
 
+_unpack_one = struct.Struct("<i").unpack
 
-@dataclass(slots=True)
-class Delivery:
+
+class Delivery(msgspec.Struct):  # made once a token: a dataclass takes four times as long
     """Everything that arrived since the last `get`."""
 
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = []
     num_cached_tokens: int = 0  # of the prompt, as far as known by now
     queue_s: float | None = None  # waited in the engine, as far as known by now
     finish: str | None = None  # a FinishReason; the last delivery has it set
     stop_token_id: int | None = None
     error: str | None = None
     died: bool = False  # with finish == "error": the engine process itself is gone
+    retry_after_s: int | None = None  # with finish == "error": there is no engine; ask again then
     refused: bool = False  # with finish == "error": what was asked for cannot be
     logprobs: list[TokenLogprob] | None = None  # of `token_ids`, where they were asked for
     prompt_logprobs: list[TokenLogprob] | None = None  # the next of them, where there are some
@@ -40,6 +44,7 @@ class Mailbox:
         "_num_cached_tokens",
         "_outputs",
         "_queue_s",
+        "_retry_after_s",
         "_terminal",
         "_waiter",
         "finished",
@@ -56,6 +61,7 @@ class Mailbox:
         self._queue_s: float | None = None
         self._terminal: SequenceOutput | None = None
         self._died = False
+        self._retry_after_s: int | None = None
         self._waiter: asyncio.Future[None] | None = None
         #: Called after each `put`; takes what there is with `take`, and must not raise.
         self.listener: Callable[[], None] | None = None
@@ -67,10 +73,10 @@ class Mailbox:
         if self.finished:
             return
         self._outputs.append(output)
-        if output.num_cached_tokens > self._num_cached_tokens:
+        if output.queue_s is not None:  # again, where the engine that began with it died
+            self._queue_s, self._num_cached_tokens = output.queue_s, output.num_cached_tokens
+        elif output.num_cached_tokens > self._num_cached_tokens:
             self._num_cached_tokens = output.num_cached_tokens
-        if output.queue_s is not None:
-            self._queue_s = output.queue_s
         if output.finish is not None:
             self.finished = True
             self._terminal = output
@@ -89,11 +95,18 @@ class Mailbox:
         """Whether something was put that nobody took."""
         return bool(self._outputs)
 
-    def end(self, finish: str, error: str | None = None, *, died: bool = False) -> None:
+    def end(
+        self,
+        finish: str,
+        error: str | None = None,
+        *,
+        died: bool = False,
+        retry_after_s: int | None = None,
+    ) -> None:
         """Puts the terminal delivery, unless there is one already."""
         if self.finished:
             return
-        self._died = died
+        self._died, self._retry_after_s = died, retry_after_s
         self.put(SequenceOutput(self.rid, b"", finish=finish, error=error))
 
     async def get(self) -> Delivery:
@@ -113,16 +126,20 @@ class Mailbox:
         output = outputs[0] if len(outputs) == 1 else _merged(outputs)
         data = output.token_ids
         one = len(data) == 4  # nearly always, while the reader keeps up
-        token_ids = [int.from_bytes(data, "little")] if one else unpack_ids(data)
-        delivery = Delivery(token_ids, self._num_cached_tokens, self._queue_s)
-        delivery.logprobs = output.logprobs
-        delivery.prompt_logprobs = output.prompt_logprobs
-        delivery.num_prompt_run = output.num_prompt_run
+        delivery = Delivery(
+            [*_unpack_one(data)] if one else unpack_ids(data),
+            self._num_cached_tokens,
+            self._queue_s,
+            logprobs=output.logprobs,
+            prompt_logprobs=output.prompt_logprobs,
+            num_prompt_run=output.num_prompt_run,
+        )
         if self._terminal is not None:
             delivery.finish = self._terminal.finish
             delivery.stop_token_id = self._terminal.stop_token_id
             delivery.error = self._terminal.error
             delivery.died = self._died
+            delivery.retry_after_s = self._retry_after_s
             delivery.refused = self._terminal.refused
             delivery.embedding = self._terminal.embedding
         return delivery

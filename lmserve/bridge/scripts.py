@@ -21,13 +21,14 @@ _WORD_OUTPUTS = tuple(SequenceOutput(0, pack_ids([id]), queue_s=0.0) for id in _
 
 
 def steps_of(pieces: Iterable[Piece]) -> list[SequenceOutput]:
-    """A text's token ids are its bytes."""
-    return [
-        SequenceOutput(
-            0, pack_ids(list(piece.encode()) if isinstance(piece, str) else piece), queue_s=0.0
-        )
+    """A text's token ids are its bytes. As the engine does, the first tells how long it waited."""
+    steps = [
+        SequenceOutput(0, pack_ids(list(piece.encode()) if isinstance(piece, str) else piece))
         for piece in pieces
     ]
+    for first in steps[:1]:
+        first.queue_s = 0.0
+    return steps
 
 
 def script_after(
@@ -58,11 +59,13 @@ def script_after(
 def _endless(max_tokens: int, num_said: int) -> Script:
     """Words, all requests' n-th step saying the same one, until max_tokens."""
     if num_said >= max_tokens:
-        yield SequenceOutput(0, b"", finish="length", queue_s=0.0)
-        return
-    yield from itertools.islice(itertools.cycle(_WORD_OUTPUTS), num_said, max_tokens - 1)
+        return iter([SequenceOutput(0, b"", finish="length", queue_s=0.0)])
+    words = itertools.chain.from_iterable(itertools.repeat(_WORD_OUTPUTS))
     last = _WORD_OUTPUTS[(max_tokens - 1) % len(_WORD_OUTPUTS)]
-    yield SequenceOutput(0, last.token_ids, finish="length", queue_s=0.0)
+    return itertools.chain(
+        itertools.islice(words, num_said, max_tokens - 1),
+        [SequenceOutput(0, last.token_ids, finish="length", queue_s=0.0)],
+    )
 
 
 def _cut(script: list[SequenceOutput], max_tokens: int, num_bytes: int) -> Script:
@@ -73,7 +76,9 @@ def _cut(script: list[SequenceOutput], max_tokens: int, num_bytes: int) -> Scrip
         return
     for output in script:
         if len(output.token_ids) > budget:
-            yield SequenceOutput(0, output.token_ids[:budget], finish="length", queue_s=0.0)
+            token_ids = output.token_ids[:budget]
+            cut = {"token_ids": token_ids, "finish": "length", "stop_token_id": None}
+            yield msgspec.structs.replace(output, **cut)
             return
         budget -= len(output.token_ids)
         yield output

@@ -13,7 +13,8 @@ import threading
 
 from lmserve.bridge.channel import EngineChannel, ServerGone
 from lmserve.bridge.host import Boot, run
-from lmserve.bridge.remote import CLOSE_GRACE_S, RemoteEngine
+from lmserve.bridge.remote import RemoteEngine
+from lmserve.bridge.supervision import CLOSE_GRACE_S
 
 logger = logging.getLogger(__name__)
 

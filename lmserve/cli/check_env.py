@@ -9,26 +9,26 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import click
 
 from lmserve import __version__
+from lmserve.bench.machine import cpu_info, memory_gib, num_cores, package_version
 
 PACKAGES = (
     *("torch", "transformers", "tokenizers", "gguf", "aiohttp", "uvloop", "msgspec", "orjson"),
     *("llguidance", "huggingface-hub", "triton", "flash-attn", "gradio"),
 )
-CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16")
 TORCH_TIMEOUT_S = 60
 # in a process of its own: importing torch takes seconds, and a broken one may crash
 TORCH_PROBE = """
 import json, torch
-count = torch.cuda.device_count()
+from lmserve.device.cuda import device_names
+from lmserve.native.select import pick
 print(json.dumps({
+    "kernels": "{} ({})".format(*pick("auto")),
     "CUDA": torch.version.cuda or "not built in",
-    "GPUs": [torch.cuda.get_device_name(index) for index in range(count)],
+    "GPUs": device_names(),
     "torch threads": torch.get_num_threads(),
 }))
 """
@@ -64,42 +64,21 @@ def _versions() -> Facts:
     return {
         "lmserve": __version__,
         "Python": f"{platform.python_version()} ({sys.executable})",
-        **{name: _version(name) for name in PACKAGES},
+        **{name: package_version(name) for name in PACKAGES},
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _machine() -> Facts:
-    info = _proc("/proc/cpuinfo")
-    known = info.get("flags", info.get("Features", "")).split()
-    gib = int(_proc("/proc/meminfo").get("MemTotal", "0 kB").split()[0]) / 2**20
+    info, flags = cpu_info()
+    gib = memory_gib()
     return {
         "system": platform.platform(),
         "CPU": info.get("model name", platform.processor() or platform.machine()),
-        "CPU cores": _num_cores(),
-        "CPU features": [flag for flag in CPU_FLAGS if flag in known],
+        "CPU cores": num_cores(),
+        "CPU features": flags,
         "memory": f"{gib:.1f} GiB" if gib else "unknown",
-        "C compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "none"),
+        "C++ compiler": next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "none"),
     }
-
-
-def _num_cores() -> int | None:
-    """Those we may use, where the system says."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _proc(path: str) -> dict[str, str]:
-    """`name: value` lines; the first of a name counts. Empty where there is no such file."""
-    if not Path(path).is_file():
-        return {}
-    lines = [line.partition(":") for line in Path(path).read_text().splitlines()]
-    return {name.strip(): value.strip() for name, _, value in reversed(lines)}
 
 
 def _torch_at_work() -> Facts:

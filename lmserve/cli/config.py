@@ -6,16 +6,15 @@ reads files or the environment for settings.
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmserve.cli.fields import SECTIONS, WrongValue, catalogue
 from lmserve.errors import SettingsError
+from lmserve.fields import SECTIONS, WrongValue, catalogue, closest
 from lmserve.settings import Settings
 
 CONFIG_ENV = "LMSERVE_CONFIG"
@@ -65,7 +64,7 @@ Entry = tuple[str, Any, str]
 def _from_file(path: str) -> Iterator[Entry]:
     for section, table in _read_toml(path).items():
         if section not in SECTIONS:
-            raise SettingsError(f"{path}: [{section}] is unknown{_closest(section, SECTIONS)}")
+            raise SettingsError(f"{path}: [{section}] is unknown{closest(section, SECTIONS)}")
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: {section} must be a table, [{section}]")
         for name, value in table.items():
@@ -81,7 +80,7 @@ def _refuse_unknown_key(path: str, section: str, name: str) -> None:
     field = catalogue().get(name)
     if field is None:
         names = [known.name for known in catalogue().values() if known.section == section]
-        raise SettingsError(f"{path}: [{section}] {name} is unknown{_closest(name, names)}")
+        raise SettingsError(f"{path}: [{section}] {name} is unknown{closest(name, names)}")
     if field.section != section:
         raise SettingsError(f"{path}: {name} belongs in [{field.section}], not in [{section}]")
 
@@ -101,7 +100,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[Entry]:
         if not env.startswith("LMSERVE_") or env == CONFIG_ENV:
             continue
         if env not in fields:
-            raise SettingsError(f"{env} in the environment is unknown{_closest(env, fields)}")
+            raise SettingsError(f"{env} in the environment is unknown{closest(env, fields)}")
         if not text:  # `LMSERVE_DTYPE= lmserve …` takes the variable back
             continue
         try:
@@ -119,8 +118,3 @@ def _from_flags(flags: Mapping[str, str | bool]) -> Iterator[Entry]:
         except WrongValue as error:
             raise SettingsError(f"{spelling} {error}") from None
         yield name, parsed, f"flag {spelling}"
-
-
-def _closest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else "; `lmserve config show` lists all"

@@ -9,8 +9,8 @@ import json
 import textwrap
 from typing import Any
 
-from lmserve.cli.fields import SECTIONS, SettingField, catalogue
 from lmserve.cli.lmdeploy_flags import FLAGS
+from lmserve.fields import SECTIONS, SettingField, catalogue
 
 TOML_HEADER = """\
 # Every setting with its default. A settings file needs only what it changes:

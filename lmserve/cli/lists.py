@@ -43,3 +43,8 @@ def fold_lists(args: list[str], names: Collection[str]) -> Iterator[str]:
         if not words:  # click would take the next flag for its value
             raise click.BadOptionUsage(flag, f"Option {flag!r} requires an argument.")
         yield ",".join(words)
+
+
+def words(given: tuple[str, ...]) -> tuple[str, ...]:
+    """Of all the times that such a flag was given."""
+    return tuple(word for each in given for word in each.replace(",", " ").split())

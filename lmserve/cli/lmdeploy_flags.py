@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import click
 
-from lmserve.cli.fields import WrongValue, catalogue
 from lmserve.errors import SettingsError
+from lmserve.fields import WrongValue, catalogue
 from lmserve.settings import Settings
 
 Given = dict[str, str | bool]  # settings' flags, by field name
@@ -85,12 +85,22 @@ def refused(name: str, why: str, *, takes: type = str) -> LmdeployFlag:
 
 def _max_concurrent_requests(value: str, settings: Settings) -> Given:
     most = _checked("--max-concurrent-requests", "max_batch_size", value)
-    return {"max_batch_size": str(min(most, settings.engine.max_batch_size))}
+    limit = settings.engine.max_batch_size
+    if limit is None and most >= LARGEST_BATCH_SIZE:
+        return {}
+    return {"max_batch_size": str(min(most, limit or most))}
 
 
 def _backend(value: str, settings: Settings) -> Given:
     known = only("--backend", "turbomind", "pytorch", why="no such backend")
     return known.effect(value, settings) | ignored("--backend", ONE_ENGINE).effect(value, settings)
+
+
+def _quant_policy(value: str, settings: Settings) -> Given:
+    if _same(value, "fp8"):
+        return {"kv_cache_dtype": "fp8"}
+    why = f"a KV cache of whole numbers is {NOT_YET}; or fp8"
+    return only("--quant-policy", "0", "none", why=why).effect(value, settings)
 
 
 def _checked(name: str, setting: str, value: str) -> int:
@@ -109,9 +119,13 @@ def _same(value: str, other: str) -> bool:
         return value.lower() == other.lower()
 
 
+LARGEST_BATCH_SIZE = 256  # of the defaults by device
+FORMATS = ("hf", "llama", "awq", "gptq", "fp8")  # as the model's own config.json says
 ONE_ENGINE = "there is one engine"
 NOT_YET = "not supported yet"
-SPECULATION = f"speculative decoding is {NOT_YET}"
+SPECULATION = (
+    f"speculative decoding with a draft model is {NOT_YET}; --speculation ngram needs none"
+)
 
 FLAGS: tuple[LmdeployFlag, ...] = (
     LmdeployFlag(
@@ -129,7 +143,7 @@ FLAGS: tuple[LmdeployFlag, ...] = (
     switch("--disable-fastapi-docs", "docs", False),
     switch("--disable-metrics", "metrics", False),
     switch("--enable-metrics", "metrics", True),
-    fine("--eager-mode", "it runs so"),
+    switch("--eager-mode", "graphs", False),
     fine("--language-model-only", "it reads text only"),
     fine("--disable-vision-encoder", "it reads text only"),
     # one device, one node, plain weights
@@ -140,8 +154,13 @@ FLAGS: tuple[LmdeployFlag, ...] = (
     only("--nnodes", "1", why=f"a model over several nodes is {NOT_YET}"),
     only("--node-rank", "0", why=f"a model over several nodes is {NOT_YET}"),
     only("--role", "Hybrid", why=f"prefill and decoding on different nodes is {NOT_YET}"),
-    only("--quant-policy", "0", "none", why=f"a quantised KV cache is {NOT_YET}"),
-    only("--model-format", "hf", "llama", why=f"this format is {NOT_YET}"),
+    LmdeployFlag(
+        "--quant-policy",
+        str,
+        "fp8: the same as --kv-cache-dtype fp8; 0 or none; else refused",
+        _quant_policy,
+    ),
+    only("--model-format", *FORMATS, why=f"this format is {NOT_YET}"),
     only("--rope-scaling-factor", "0", why=f"another scaling than the model's is {NOT_YET}"),
     refused("--adapters", f"LoRA adapters are {NOT_YET}", takes=tuple),
     refused("--hf-overrides", f"changes to the model's configuration are {NOT_YET}"),
@@ -166,8 +185,8 @@ FLAGS: tuple[LmdeployFlag, ...] = (
     ignored("--moe-a2a-backend"),
     ignored("--dist-init-addr"),
     ignored("--distributed-executor-backend", ONE_ENGINE),
-    ignored("--cudagraph-capture-batch-sizes", "no graphs are captured", takes=tuple),
-    ignored("--piecewise-cudagraph-max-tokens", "no graphs are captured"),
+    ignored("--cudagraph-capture-batch-sizes", "steps capture what they need", takes=tuple),
+    ignored("--piecewise-cudagraph-max-tokens", "graphs are of decodes alone"),
     ignored("--enable-microbatch", ONE_ENGINE, takes=bool),
     ignored("--enable-eplb", ONE_ENGINE, takes=bool),
     ignored("--migration-backend", "nothing is moved between nodes"),

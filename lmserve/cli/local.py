@@ -23,10 +23,9 @@ def with_model_found(settings: Settings) -> Settings:
         return settings
     from lmserve.weights.files import cache_dir, resolve
 
-    found = resolve(
-        settings.engine.model, cache_dir(settings.engine.cache_dir), settings.engine.revision
-    )
-    engine = dataclasses.replace(settings.engine, model=str(found.path))
+    given = settings.engine
+    found = resolve(given.model, cache_dir(given.cache_dir), given.revision, given.load_format)
+    engine = dataclasses.replace(given, model=str(found.path))
     name = settings.server.model_name or found.name
     return dataclasses.replace(
         settings, engine=engine, server=dataclasses.replace(settings.server, model_name=name)

@@ -12,11 +12,14 @@ from typing import Any
 import click
 
 from lmserve import __version__
+from lmserve.cli.bench import bench
 from lmserve.cli.chat import chat
 from lmserve.cli.check_env import check_env
+from lmserve.cli.keys import keys
 from lmserve.cli.run import run
 from lmserve.cli.serve import serve
 from lmserve.cli.show import config
+from lmserve.cli.top import top
 from lmserve.errors import LmserveError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -59,8 +62,11 @@ def cli() -> None:
 cli.add_command(serve)
 cli.add_command(run)
 cli.add_command(chat)
+cli.add_command(bench)
+cli.add_command(keys)
 cli.add_command(config)
 cli.add_command(check_env)
+cli.add_command(top)
 
 
 def main() -> None:

@@ -8,13 +8,15 @@ from typing import Any, TypeVar
 import click
 
 from lmserve.cli.config import Loaded, load
-from lmserve.cli.fields import SettingField, catalogue
 from lmserve.cli.lists import ListOption, ListsCommand
+from lmserve.fields import SettingField, catalogue
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 TITLES = {
     "server": "Server",
+    "access": "Access",
+    "limits": "Limits",
     "engine": "Engine",
     "sessions": "Conversations",
     "streams": "Streams",

@@ -70,13 +70,12 @@ class Playground:
                     yield gr.skip(), answered, gr.skip(), gr.skip()
         except LmserveError as error:  # the turn did not happen: ask it again
             _warn(error)
-            yield instruction, conversation, *_at_rest()
+            yield instruction, conversation, gr.skip(), gr.skip()
             if is_new or not isinstance(error, SessionFull):
                 await self.leave(request)
             return
         if answer.finish_reason == "length":
             gr.Info(f"The answer was cut after {answer.num_tokens} tokens.")
-        yield gr.skip(), gr.skip(), *_at_rest()
 
     async def cancel(self, request: gr.Request) -> None:
         """The answer ends in its own stream, and what was said stays in the session."""
@@ -123,6 +122,8 @@ class Answer:
                 if self.text != told:
                     yield (told := self.text)
             await reading
+            if self.text != told:  # the page took its time over what was told before
+                yield self.text
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -157,12 +158,14 @@ def build(playground: Playground, model: str) -> gr.Blocks:
             top_p = gr.Slider(0.01, 1, value=0.8, step=0.01, label="Top_p")
             temperature = gr.Slider(0.01, 1.5, value=0.7, step=0.01, label="Temperature")
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        instruction.submit(
+        turn = instruction.submit(
             playground.ask,
             [instruction, conversation, max_tokens, top_p, temperature],
             [instruction, conversation, cancel, reset],
             **quiet,
         )
+        # told when the turn has ended for gradio too, which until then ignores another one
+        turn.then(_at_rest, None, [cancel, reset], **quiet)
         cancel.click(playground.cancel, **quiet)
         reset.click(playground.reset, None, [instruction, conversation], **quiet)
         conversation.clear(playground.leave, **quiet)

@@ -15,26 +15,35 @@ import fastapi
 import gradio as gr
 import uvicorn
 from gradio.networking import setup_tunnel
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lmserve.cli.interactive import open_interactive
 from lmserve.cli.playground import CSS, Playground, build
+from lmserve.edge.hosts import Hosts
 from lmserve.edge.listen import bind, url_of
+from lmserve.errors import CrossSite, LmserveError
 
+FOREIGN = ("cross-site", "same-site")
 GRACE_S = 1  # at the end, what pages wait for gets this long
 
 
-def serve(url: str, api_key: str | None, name: str, port: int, share: bool) -> None:
+def serve(url: str, api_key: str | None, name: str, port: int, share: bool, hosts: Hosts) -> None:
     """Serves until SIGINT or SIGTERM. Raises SetupError where the port or the server at `url`
     cannot be had."""
     with bind(name, port) as listener:
-        asyncio.run(_serve(url, api_key, listener, share))
+        asyncio.run(_serve(url, api_key, listener, share, hosts))
 
 
-async def _serve(url: str, api_key: str | None, listener: socket.socket, share: bool) -> None:
+async def _serve(
+    url: str, api_key: str | None, listener: socket.socket, share: bool, hosts: Hosts
+) -> None:
     async with open_interactive(url, api_key) as client:
         playground = Playground(client)
-        blocks = build(playground, client.model)
-        server = Server(mount(blocks), lambda: _announce(listener, client.model, share))
+        app = mount(build(playground, client.model))
+        app.add_middleware(Door, hosts=hosts)
+        server = Server(app, lambda: _announce(listener, client.model, share))
         try:
             await server.serve(sockets=[listener])
         finally:
@@ -60,6 +69,27 @@ def mount(blocks: gr.Blocks) -> fastapi.FastAPI:
         allowed_paths=[],
     )
     return app
+
+
+class Door:
+    """Lets no other web page use the key that this one has: none that had its name lead here, and
+    none that has its visitors' browsers ask. Browsers tell which it is."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts):
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                self._hosts.check(headers.getlist("host"))
+                if scope["method"] == "POST" and headers.get("sec-fetch-site") in FOREIGN:
+                    raise CrossSite("another web page may not call this")
+            except LmserveError as error:
+                answer = PlainTextResponse(error.message, error.status)
+                return await answer(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
 class Server(uvicorn.Server):

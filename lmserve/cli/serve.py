@@ -7,12 +7,12 @@ from typing import Any
 import click
 
 from lmserve.cli.api_client import api_client
-from lmserve.cli.fields import SECTIONS
 from lmserve.cli.gradio import gradio
 from lmserve.cli.lmdeploy import ServerCommand, lmdeploy_options, load_server_options
 from lmserve.cli.logs import set_up_logging
 from lmserve.cli.options import setting_options
 from lmserve.cli.proxy import proxy
+from lmserve.fields import SECTIONS
 
 
 @click.group()
@@ -36,11 +36,17 @@ def api_server(model: str | None, **options: Any) -> None:
     model is fetched once and served. A flag may be spelled with `_` for `-`; one that takes a
     list takes all words up to the next flag, so MODEL stands before it.
     """
+    from lmserve.edge.signals import hangups_kept
+
+    click.get_current_context().with_resource(hangups_kept())
     loaded = load_server_options(options, model)
     set_up_logging(loaded)
     from lmserve.cli.local import with_chat_template, with_model_found
     from lmserve.server import lifecycle
+    from lmserve.tracing import tracing
 
     settings = with_chat_template(loaded)
-    lifecycle.check(settings.server)  # refused before anything is fetched
+    if settings.log.otlp_traces_endpoint is not None:
+        tracing.check()
+    lifecycle.check(settings)  # refused before anything is fetched
     lifecycle.serve(with_model_found(settings), click.echo)

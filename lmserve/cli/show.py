@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from lmserve.cli.fields import SECTIONS, SettingField, catalogue
 from lmserve.cli.options import SettingsCommand, load_options, setting_options
+from lmserve.fields import SECTIONS, SettingField, catalogue
 
 
 @click.group()

@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import uvloop
-from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+from aiohttp import (
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+    TraceConfig,
+    TraceRequestRedirectParams,
+    web,
+)
 
-from lmserve.distributor.auth import keys_required, leave_open
+from lmserve.distributor.auth import ADMINISTERED, keys_required, mark
 from lmserve.distributor.control import routes
 from lmserve.distributor.dialects import ERROR_BODIES
 from lmserve.distributor.dispatch import Dispatch
@@ -26,8 +34,15 @@ from lmserve.distributor.socket.route import connect
 from lmserve.distributor.socket.sockets import Sockets
 from lmserve.distributor.wish import RESPONSES
 from lmserve.edge import middlewares
-from lmserve.edge.keyring import KEYRING, Keyring
-from lmserve.edge.signals import stop_signals
+from lmserve.edge.access_log import log_ended
+from lmserve.edge.allocator import give_memory_back
+from lmserve.edge.connections import EdgeLimits, EdgeRunner, EdgeSite
+from lmserve.edge.hosts import Hosts
+from lmserve.edge.keyring import KEYRING, Keyring, reloads_of
+from lmserve.edge.listen import wire_logger
+from lmserve.edge.reload import RELOADS
+from lmserve.edge.signals import on_hangup, stop_signals
+from lmserve.edge.tls import add_certificate
 
 BACKLOG = 1024
 HANDLER_GRACE_S = 5.0  # after the drain, handlers get this long to write their last bytes
@@ -37,11 +52,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_app(settings: ProxySettings) -> web.Application:
-    keyring = Keyring(settings.api_keys)
+    keyring = Keyring(settings.api_keys, admin_keys=settings.admin_keys, key_file=settings.key_file)
+    hosts = Hosts(settings.server_name, settings.allowed_hosts, has_keys=keyring.asks)
     app = web.Application(
         middlewares=[
             middlewares.request_id,
             middlewares.errors,
+            hosts.guard,
             keys_required(keyring),
         ],
         client_max_size=settings.max_body_bytes,
@@ -53,19 +70,29 @@ def build_app(settings: ProxySettings) -> web.Application:
     app[METRICS] = Metrics(nodes)
     app[SOCKETS] = Sockets()
     app[KEYRING] = keyring
+    app[RELOADS] = reloads_of(keyring)
+    app[middlewares.ENDED] = (log_ended,)
     app[middlewares.ERROR_BODIES] = ERROR_BODIES
     app.add_routes(routes)
     app.router.add_get(RESPONSES, connect, allow_head=False)
-    leave_open(app, "/health", RESPONSES)
-    app.router.add_route("*", "/{tail:.*}", forward, expect_handler=middlewares.no_expect)
+    for path in (*ADMINISTERED, "/{tail:.*}"):
+        app.router.add_route("*", path, forward, expect_handler=middlewares.no_expect)
+    mark(app, "/health", RESPONSES)
     app.on_response_prepare.append(middlewares.stamp)
-    app.cleanup_ctx.append(running)
+    app.cleanup_ctx.extend((access, running))
     app.on_shutdown.append(drain)
     return app
 
 
 async def forward(request: web.Request) -> web.StreamResponse:
     return await middlewares.expect(request, request.app[PROXY].handle)
+
+
+async def access(app: web.Application) -> AsyncIterator[None]:
+    """Reads the keys, and again when they change; then ends what they no longer open."""
+    app[RELOADS].after.append(lambda: app[SOCKETS].dismiss(app[KEYRING].knows))
+    async with app[RELOADS].running():
+        yield
 
 
 async def running(app: web.Application) -> AsyncIterator[None]:
@@ -78,6 +105,7 @@ async def running(app: web.Application) -> AsyncIterator[None]:
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        trace_configs=[_nowhere_else()],
     )
     async with session:
         app[SESSION] = session
@@ -92,6 +120,19 @@ async def running(app: web.Application) -> AsyncIterator[None]:
         await watch.close()
 
 
+def _nowhere_else() -> TraceConfig:
+    """What a node is asked, it answers: none has others asked in its place, with what was meant
+    for it. A redirection that answers a client's request is passed on."""
+
+    async def refuse(_: object, __: object, params: TraceRequestRedirectParams) -> None:
+        params.response.close()
+        raise ClientError(f"it sends elsewhere ({params.response.status})")
+
+    tracing = TraceConfig()
+    tracing.on_request_redirect.append(refuse)
+    return tracing
+
+
 async def drain(app: web.Application) -> None:
     timeout_s = app[SETTINGS].drain_timeout_s
     await asyncio.gather(app[PROXY].drain(timeout_s), app[SOCKETS].close(timeout_s))
@@ -99,20 +140,30 @@ async def drain(app: web.Application) -> None:
 
 @asynccontextmanager
 async def running_proxy(
-    settings: ProxySettings, listener: socket.socket, tls: ssl.SSLContext | None = None
+    settings: ProxySettings, listener: socket.socket
 ) -> AsyncIterator[web.Application]:
     """The distributor, listening; drained and closed on exit. One path for command and tests."""
     app = build_app(settings)
-    runner = web.AppRunner(
+    certificate = add_certificate(app[RELOADS]) if settings.ssl else None
+    context = certificate.context if certificate else None
+    limits = EdgeLimits(
+        max_connections=settings.max_connections,
+        header_timeout_s=settings.header_timeout_s,
+        write_timeout_s=settings.write_timeout_s,
+        message_timeout_s=settings.body_timeout_s,
+        descriptors_each=3,  # with those to nodes
+    )
+    runner = EdgeRunner(
         app,
+        limits,
         handler_cancellation=True,  # a client that leaves ends its request at the node, too
         auto_decompress=False,  # bodies pass as they are
-        access_log=None,  # `lmserve.edge.middlewares` writes it
+        logger=wire_logger(),
         shutdown_timeout=HANDLER_GRACE_S,
     )
     try:
         await runner.setup()
-        await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
+        await EdgeSite(runner, listener, backlog=BACKLOG, ssl_context=context).start()
         yield app
     finally:
         await runner.cleanup()
@@ -121,22 +172,22 @@ async def running_proxy(
 def serve(
     settings: ProxySettings,
     listener: socket.socket,
-    tls: ssl.SSLContext | None,
     announce: Callable[[], None],
 ) -> None:
     """Serves until SIGINT or SIGTERM. `announce` is called when it listens."""
+    give_memory_back()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, listener, tls, announce))
+        runner.run(_serve(settings, listener, announce))
 
 
 async def _serve(
     settings: ProxySettings,
     listener: socket.socket,
-    tls: ssl.SSLContext | None,
     announce: Callable[[], None],
 ) -> None:
     with stop_signals() as stopped:
-        async with running_proxy(settings, listener, tls):
+        async with running_proxy(settings, listener) as app:
             announce()
+            on_hangup(app[RELOADS].now)
             await stopped.wait()
             logger.info("stopping: open answers may finish")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 
 from aiohttp import web
 
 from lmserve.distributor.settings import ProxySettings
-from lmserve.errors import BodyTooLarge, Overloaded, RequestError
+from lmserve.edge.patience import Patience
+from lmserve.errors import BodyTooLarge, Overloaded
 
 PIECE_BYTES = 256 * 1024
 
@@ -62,22 +62,14 @@ class Bodies:
         limit = self._settings.max_body_bytes
         if (request.content_length or 0) > limit:
             raise _too_large(limit)
-        timeout_s = self._settings.body_timeout_s
         parts = []
-        try:
-            async with asyncio.timeout(timeout_s):
-                async for part in request.content.iter_any():
-                    parts.append(part)
-                    if body.count(len(part)) > limit:
-                        raise _too_large(limit)
-                    if self.held_bytes > self._settings.max_held_bytes:
-                        raise _too_many()
-        except TimeoutError:
-            raise RequestError(
-                f"the body did not arrive within {timeout_s:.0f} s: send it faster"
-            ) from None
-        except web.RequestPayloadError:
-            raise RequestError("the body is cut short or badly framed: send it again") from None
+        patience = Patience(self._settings.body_timeout_s)
+        while part := await patience.read(request):
+            parts.append(part)
+            if body.count(len(part)) > limit:
+                raise _too_large(limit)
+            if self.held_bytes > self._settings.max_held_bytes:
+                raise _too_many()
         body.data = b"".join(parts)
 
 

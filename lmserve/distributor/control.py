@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from lmserve.distributor.errors import NodeUnavailable
+from lmserve.distributor.errors import NodeUnavailable, TooManyNodes
 from lmserve.distributor.health import UNREACHABLE
-from lmserve.distributor.keys import METRICS, NODES, SESSION, WATCH
+from lmserve.distributor.keys import METRICS, NODES, PROXY, SESSION, WATCH
 from lmserve.distributor.metrics import CONTENT_TYPE
-from lmserve.distributor.nodes import Node, node_url
+from lmserve.distributor.nodes import MAX_NODES, Node, node_url
 from lmserve.edge.middlewares import path_of
 from lmserve.errors import InvalidField, NotFound
 from lmserve.protocol.decode import decode
 from lmserve.protocol.models import ModelCard, ModelList, ModelPermission
+
+T = TypeVar("T", bound=Struct)
 
 routes = web.RouteTableDef()
 
@@ -24,7 +26,9 @@ routes = web.RouteTableDef()
 class NodeStatus(Struct):
     """What a node says of itself."""
 
-    models: list[Annotated[str, Meta(min_length=1, max_length=512)]] = []
+    models: Annotated[
+        list[Annotated[str, Meta(min_length=1, max_length=512)]], Meta(max_length=4096)
+    ] = []
     unfinished: Any = None  # counted here
     latency: list[Annotated[float, Meta(ge=0, le=1e9)]] = []
     speed: Annotated[float, Meta(ge=1e-9, le=1e18)] | None = None  # with bounds: sums stay finite
@@ -48,12 +52,14 @@ async def status(request: web.Request) -> web.Response:
 @routes.post("/nodes/add")
 async def add(request: web.Request) -> web.Response:
     """A new node, or the heart-beat of a known one."""
-    asked, _ = decode(await request.read(), AddNode)
+    asked = await _asked(request, AddNode)
     url, told = node_url(asked.url), asked.status or NodeStatus()
     nodes, watch = request.app[NODES], request.app[WATCH]
     models = tuple(dict.fromkeys(told.models)) or await watch.models(url)
     node = nodes.find(url)
     if node is None:
+        if len(nodes) >= MAX_NODES:
+            raise TooManyNodes(f"there are {MAX_NODES} nodes, the most there may be: remove some")
         node = Node(url, configured=False)
         nodes.add(node)
         watch.follow(node)
@@ -132,13 +138,21 @@ async def nowhere(request: web.Request) -> web.Response:
     )
 
 
+async def _asked(request: web.Request, kind: type[T]) -> T:
+    """The body, which must come as any other."""
+    bodies = request.app[PROXY].bodies
+    with bodies.empty() as body:
+        await bodies.read(request, body)
+        return decode(body.data, kind)[0]
+
+
 async def _named(request: web.Request) -> Node:
     """The node in the query, as LMDeploy's documentation has it, or in the body, as its code."""
     url = request.query.get("node_url") or request.query.get("url")
     if url is None:
         if not request.can_read_body:
             raise InvalidField('name the node: {"url": …} or ?node_url=…', param="url")
-        url = decode(await request.read(), NamedNode)[0].url
+        url = (await _asked(request, NamedNode)).url
     return request.app[NODES].get(url)
 
 
@@ -147,7 +161,7 @@ async def _terminate(app: web.Application, node: Node) -> None:
     watch = app[WATCH]
     try:
         async with app[SESSION].get(
-            node.url + "/terminate", headers=watch.headers, timeout=watch.timeout
+            node.url + "/terminate", headers=watch.admin_headers, timeout=watch.timeout
         ) as response:
             if response.status != 200:
                 raise NodeUnavailable(f"{node.url} says {response.status}: it was not terminated")

@@ -12,6 +12,13 @@ class NodeNotFound(RequestError):
     code = "node_not_found"
 
 
+class TooManyNodes(RequestError):
+    """No other can be added."""
+
+    status = 409
+    code = "too_many_nodes"
+
+
 class NodeUnavailable(LmserveError):
     """No node can answer now: there is none, or none that lives, or it just died."""
 

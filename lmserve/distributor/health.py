@@ -123,8 +123,16 @@ class Watch:
     @property
     def headers(self) -> dict[str, str]:
         """Nodes are expected to know the first of the keys."""
-        keys = self._settings.api_keys
-        return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
+        return _showing(*self._settings.api_keys, *self._settings.admin_keys)
+
+    @property
+    def admin_headers(self) -> dict[str, str]:
+        """As `headers`, where a node is to do what its administrators may have it do."""
+        return _showing(*self._settings.admin_keys, *self._settings.api_keys)
+
+
+def _showing(*keys: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {keys[0]}"} if keys else {}
 
 
 class _Health(msgspec.Struct):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
+import re
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +17,10 @@ from lmserve.distributor.errors import NodeNotFound
 from lmserve.errors import InvalidField
 
 NUM_LATENCIES = 15  # request times kept of each node
+MAX_NODES = 1024  # each is asked for its health again and again
+MAX_URL_CHARS = 512
 WILDCARDS = ("0.0.0.0", "::")
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +137,8 @@ def node_url(text: str) -> str:
     """The one way to write a node's URL. Raises InvalidField, which says what is wrong."""
     try:
         url = URL(text.strip())
-        wrong = url.scheme not in ("http", "https") or not url.host or url.port in (None, 0)
-        (url.host or "").encode("idna")  # what looks names up would fail at it, much later
+        wrong = url.scheme not in ("http", "https") or url.port in (None, 0) or not _is_host(url)
+        wrong = wrong or len(text) > MAX_URL_CHARS
     except ValueError:
         raise _not_a_url(text) from None
     if wrong or url.user or url.password or url.query_string or url.fragment:
@@ -145,6 +150,17 @@ def node_url(text: str) -> str:
             param="url",
         )
     return str(url).rstrip("/")
+
+
+def _is_host(url: URL) -> bool:
+    """What looks names up would fail at it, much later. Raises ValueError for a part of a name
+    that is too long."""
+    host = url.host or ""
+    if ":" in host:
+        ipaddress.ip_address(host)
+        return "%" not in host
+    host.encode("idna")
+    return bool(_NAME.fullmatch(url.raw_host or ""))
 
 
 def _not_a_url(text: str) -> InvalidField:

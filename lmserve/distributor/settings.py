@@ -9,10 +9,18 @@ from dataclasses import dataclass
 class ProxySettings:
     strategy: str = "min_expected_latency"
     nodes: tuple[str, ...] = ()  # known from the start, and never dropped
-    api_keys: tuple[str, ...] = ()
+    server_name: str = "127.0.0.1"
+    ssl: bool = False  # HTTPS, with the files in $SSL_KEYFILE and $SSL_CERTFILE
+    api_keys: tuple[str, ...] = ()  # nodes must know the first
+    admin_keys: tuple[str, ...] = ()
+    key_file: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
     max_body_bytes: int = 64 * 2**20  # of one request, held until a node answers it
     max_held_bytes: int = 1024 * 2**20  # of all of them
-    body_timeout_s: float = 60.0  # a body that has not arrived by then is given up
+    max_connections: int = 4096  # before others are turned away
+    max_sockets: int = 1024  # WebSockets, before others get 503
+    header_timeout_s: float = 10.0  # a head must have come by then
+    body_timeout_s: float = 30.0  # a body of which nothing comes for this long is given up
     write_timeout_s: float = 30.0  # a client that reads nothing this long is dropped
     connect_timeout_s: float = 5.0
     health_interval_s: float = 2.0

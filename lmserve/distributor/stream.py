@@ -29,8 +29,11 @@ class Answer:
         self._request = request
         self._source = source
         self._write_timeout_s = write_timeout_s
+        reason = source.reason or ""
         self.response = web.StreamResponse(
-            status=source.status, reason=source.reason, headers=to_client(source.headers)
+            status=source.status,
+            reason=reason if reason.isprintable() else None,  # else no answer at all could be sent
+            headers=to_client(source.headers),
         )
         self._protocol = request.protocol
         self._chunked = False  # known once begun

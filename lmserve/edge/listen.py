@@ -6,67 +6,74 @@ import errno
 import logging
 import socket
 
-from aiohttp.http_exceptions import HttpProcessingError
-
 from lmserve.errors import SetupError
 
+_PROBES = {
+    "TCP_KEEPIDLE": 30,  # seconds of silence
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 60_000,  # ms in which what was sent must be acknowledged
+}
 WILDCARDS = ("0.0.0.0", "::")  # every address of this machine
 
 
-class Strangers(logging.Filter):
-    """What is no HTTP is the client's mistake, told to it as 400: one line here, no traceback.
-    One that left before its answer is in the access log."""
+class Leavers(logging.Filter):
+    """A client that left before its answer is in the access log: no traceback here."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, ConnectionResetError):
-            return False
-        if isinstance(error, HttpProcessingError):
-            problem = str(error.message).partition("\n")[0]
-            record.msg, record.args = f"{record.getMessage()}: not HTTP: {problem}", ()
-            record.exc_info = None
-            record.levelno, record.levelname = logging.INFO, "INFO"
-        return True
+        return not isinstance(error, ConnectionResetError)
 
 
 def wire_logger() -> logging.Logger:
-    """aiohttp's own, less what any stranger could fill the log with."""
+    """aiohttp's own, less what any client could fill the log with."""
     logger = logging.getLogger("aiohttp.server")
-    if not any(isinstance(each, Strangers) for each in logger.filters):
-        logger.addFilter(Strangers())
+    if not any(isinstance(each, Leavers) for each in logger.filters):
+        logger.addFilter(Leavers())
     return logger
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises SetupError, one line with the remedy."""
+def bind(host: str, port: int, *, flags: str = "--server") -> socket.socket:
+    """A bound socket. Raises SetupError, one line with the remedy, that the flags which begin so
+    are."""
     if not 0 <= port < 2**16:  # getaddrinfo would wrap it
-        raise SetupError(f"port {port} is not between 0 and 65535: give another --server-port")
+        raise SetupError(f"port {port} is not between 0 and 65535: give another {flags}-port")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except (socket.gaierror, UnicodeError):
         raise SetupError(
-            f"{host!r} port {port} is no address to listen on: try --server-name 127.0.0.1"
+            f"{host!r} port {port} is no address to listen on: try {flags}-name 127.0.0.1"
         ) from None
     listener = socket.socket(family, kind, proto)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _notice_the_dead(listener)
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise SetupError(_why_not(host, port, error)) from None
+        raise SetupError(_why_not(host, port, error, flags)) from None
     return listener
 
 
-def _why_not(host: str, port: int, error: OSError) -> str:
+def _notice_the_dead(listener: socket.socket) -> None:
+    """Of a peer that vanished without a word, connections end after a minute. The sockets that are
+    accepted have these from the one that listens."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):  # not every system has them
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _why_not(host: str, port: int, error: OSError, flags: str) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return f"port {port} of {host} is in use: give another with --server-port, or 0"
+            return f"port {port} of {host} is in use: give another with {flags}-port, or 0"
         case errno.EACCES:
-            return f"port {port} needs more rights: give one above 1023 with --server-port"
+            return f"port {port} needs more rights: give one above 1023 with {flags}-port"
         case errno.EADDRNOTAVAIL:
-            return f"{host} is not an address of this machine: try --server-name 127.0.0.1"
+            return f"{host} is not an address of this machine: try {flags}-name 127.0.0.1"
         case _:
             return f"cannot listen on {host} port {port}: {error}"
 

@@ -1,4 +1,5 @@
-"""What every request passes: its id, the access log, and the one place that answers errors."""
+"""What every request passes: its id, who is told of its end, and the one place that answers
+errors."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from uuid import uuid4
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from lmserve import logs
+from lmserve.edge.refusal import SERVER
 from lmserve.errors import (
     BodyTooLarge,
     LmserveError,
@@ -23,37 +26,39 @@ from lmserve.protocol.errors import error_body
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ErrorBody = Callable[[LmserveError, str], bytes]  # given the request's id
+# told of each request that ended: its status (None: the client left before) and how long it took
+Ended = Callable[[web.Request, int | None, float], None]
 
 REQUEST_ID = web.RequestKey("request_id", str)
+ENDED = web.AppKey("ended", tuple[Ended, ...])
 HAS_INDEX = web.AppKey("has_index", bool)  # GET / lists what there is
 # of the paths where errors are told in the words of another API than OpenAI's
 ERROR_BODIES = web.AppKey("error_bodies", Mapping[str, ErrorBody])
 _SANE_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 logger = logging.getLogger(__name__)
-access = logging.getLogger("lmserve.access")
 
 
 @web.middleware
 async def request_id(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Takes the client's id where it is sane, else makes one; logs how the request ended."""
+    """Takes the client's id where it is sane, else makes one: every line that is logged on the
+    way has it. Tells how the request ended, when its answer is written: aiohttp would write it
+    after all middlewares, and finds that done."""
     given = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = given if _SANE_ID.fullmatch(given) else uuid4().hex
+    request[REQUEST_ID] = id = given if _SANE_ID.fullmatch(given) else uuid4().hex
+    logged = logs.REQUEST_ID.set(id)
     started = time.perf_counter()
-    status = "gone"  # the client left: the handler is cancelled
+    status = None  # the client left before its end
     try:
         response = await handler(request)
-        status = str(response.status)
+        await response.prepare(request)
+        await response.write_eof()
+        status = response.status
         return response
     finally:
-        access.info(
-            "%s %s %s %.1f ms %s",
-            request.method,
-            path_of(request),
-            status,
-            (time.perf_counter() - started) * 1000,
-            request[REQUEST_ID],
-        )
+        for told in request.app.get(ENDED, ()):
+            told(request, status, time.perf_counter() - started)
+        logs.REQUEST_ID.reset(logged)  # the connection's task goes on
 
 
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
@@ -62,6 +67,7 @@ async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         for name in ("X-Request-Id", "request-id"):  # the latter is Anthropic's
             response.headers[name] = request[REQUEST_ID]
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers[hdrs.SERVER] = SERVER
     if request.version < HttpVersion11 and response.content_length is None:
         response.force_close()  # the answer's end; aiohttp would keep the connection, and no end
 

@@ -1,11 +1,41 @@
-"""HTTPS: the certificate and key that $SSL_CERTFILE and $SSL_KEYFILE name, as for LMDeploy."""
+"""HTTPS: the certificate and key that $SSL_CERTFILE and $SSL_KEYFILE name, as for LMDeploy. Read
+again when they change: what is shown to those who connect is new, who is connected stays."""
 
 from __future__ import annotations
 
 import os
 import ssl
+import stat
 
+from lmserve.edge.reload import Reloads
 from lmserve.errors import SetupError
+
+
+class Certificate:
+    """`context` is what a listener takes; each handshake is handed on to one made of the files as
+    they were last read, whole."""
+
+    def __init__(self) -> None:
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.sni_callback = self._hand_on
+        self._current = self.context
+
+    def read(self) -> None:
+        """Raises SetupError, and then the one before stays. Not for the loop."""
+        self._current = make_context()
+
+    def _hand_on(self, handshake: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """OpenSSL asks, whether or not the client named a server."""
+        handshake.context = self._current
+
+
+def add_certificate(reloads: Reloads) -> Certificate:
+    """To be read with the rest of these."""
+    certificate = Certificate()
+    paths = [os.environ.get(name, "") for name in ("SSL_CERTFILE", "SSL_KEYFILE")]
+    reloads.add(f"the certificate {paths[0]}", paths, certificate.read)
+    return certificate
 
 
 def make_context() -> ssl.SSLContext:
@@ -30,6 +60,11 @@ def _file(name: str, what: str) -> str:
     if not path:
         raise SetupError(f"--ssl needs ${name}: set it to the path of {what} (PEM)")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for, and has it once
+            raise SetupError(
+                f"${name} {path}: is no file, but a directory, a pipe or a device; set it to the "
+                f"file of {what} (PEM)"
+            )
         with open(path, "rb"):
             return path
     except OSError as error:

@@ -121,6 +121,13 @@ class SamplingFields(UnservedFields, kw_only=True):
     user: Annotated[str | None, Meta(description="Accepted, not used.")] = None
     priority: Priority = None
     deadline_s: Deadline = None
+    cache_salt: Annotated[
+        str | None,
+        Meta(
+            description="Only requests with the same salt, up to 256 characters, reuse each "
+            "other's KV. Those of one API key never reuse another's."
+        ),
+    ] = None
     session_id: Annotated[
         int | None,
         Meta(
@@ -183,6 +190,7 @@ class SamplingFields(UnservedFields, kw_only=True):
             "params": {"min_tokens": "min_new_tokens"} if renamed else {},
             "priority": self.priority or 0,
             "deadline_s": self.deadline_s,
+            "cache_salt": self.cache_salt or "",
             "owner": owner,
             "session_id": None if self.session_id == -1 else self.session_id,
         }

@@ -23,6 +23,10 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_CHECKED_BYTES = 64 * 1024  # looking for keys that come twice holds up everybody else
 MAX_UNKNOWN = 100  # names told of one body
+# of one body: parsing more holds up all others, in whatever thread
+MAX_STRINGS = 250_000
+MAX_VALUES = 1_000_000
+MAX_PARTS = 100_000  # objects and lists: empty ones take thirty times their bytes, parsed
 
 #: A JSON string, and the colon that makes it a key.
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
@@ -60,6 +64,8 @@ def parse_object(body: bytes, what: str = "the body") -> dict[str, Any]:
     """The JSON object in `body`: UTF-8 without a BOM, no NaN; no key twice in a short one."""
     if not body.strip():
         raise RequestError(f"{what} is empty: send a JSON object")
+    if many := _too_many(body):
+        raise RequestError(f"{what} has over {many}: send fewer of them")
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -135,6 +141,28 @@ def _unserved(kind: type[msgspec.Struct]) -> tuple[tuple[str, tuple[Any, ...]], 
         and field.type.extra
         and UNSERVED in field.type.extra
     )
+
+
+def _too_many(body: bytes) -> str | None:
+    """What there is more of than is parsed, told before it is made. What is in a string is text,
+    whatever it looks like."""
+    if (
+        body.count(b'"') <= 2 * MAX_STRINGS
+        and _num_braces(body) <= MAX_PARTS
+        and body.count(b",") <= MAX_VALUES
+    ):
+        return None
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if bare.count(b'"') > 2 * MAX_STRINGS:
+        return f"{MAX_STRINGS} strings"
+    outside = b"".join(bare.split(b'"')[::2])
+    if _num_braces(outside) > MAX_PARTS:
+        return f"{MAX_PARTS} objects and lists"
+    return f"{MAX_VALUES} values" if outside.count(b",") > MAX_VALUES else None
+
+
+def _num_braces(body: bytes) -> int:
+    return body.count(b"{") + body.count(b"[")
 
 
 def _num_keys(value: Any) -> int:

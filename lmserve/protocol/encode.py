@@ -30,6 +30,11 @@ class Head:
     model: str
 
 
+# With usage, and without; one object for all answers, which so is in the processor's cache.
+_TAILS = (b"]}\n\n", b'],"usage":null}\n\n')
+_DELTA_TAILS = tuple(b'},"logprobs":null,"finish_reason":null}' + tail for tail in _TAILS)
+
+
 class _Encoder:
     """The pre-serialised envelope; a chunk is head + choice + tail."""
 
@@ -42,7 +47,7 @@ class _Encoder:
             head.created,
             orjson.dumps(head.model),
         )
-        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._tail = _TAILS[include_usage]
 
     def usage(self, usage: UsageInfo) -> bytes:
         """The chunk asked for by `stream_options.include_usage`."""
@@ -57,7 +62,7 @@ class ChatEncoder(_Encoder):
     def __init__(self, head: Head, *, include_usage: bool):
         super().__init__(head, "chat.completion.chunk", include_usage)
         self._delta_head = self._head + b'{"index":0,"delta":{"content":'
-        self._delta_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
+        self._delta_tail = _DELTA_TAILS[include_usage]
 
     def first(self) -> bytes:
         return (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 Status = Literal["healthy", "sleeping", "initializing", "unhealthy"]
-State = Literal["loading", "ready", "stuck", "restarting", "sleeping", "failed", "closed"]
+State = Literal[
+    "loading", "ready", "stuck", "restarting", "sleeping", "failed", "closed", "draining"
+]
 
 _STATUSES: dict[State, Status] = {
     "ready": "healthy",
@@ -26,6 +28,13 @@ class HealthResponse(Struct, kw_only=True):
     node_id: Annotated[
         str, Meta(description="Of this server: the ids that it gives begin so, after the prefix.")
     ]
+
+    requests_left: Annotated[
+        int | UnsetType, Meta(description="While it drains: that may still finish.")
+    ] = UNSET
+    seconds_left: Annotated[
+        float | UnsetType, Meta(description="While it drains: until they are ended.")
+    ] = UNSET
 
     @classmethod
     def of(cls, state: State, message: str, heard_s: float, node_id: str) -> HealthResponse:

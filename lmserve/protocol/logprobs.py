@@ -6,12 +6,14 @@ import codecs
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Protocol
 
+import msgspec
 from msgspec import Meta, Struct
 
 from lmserve.messages import LEAST_LOGPROB, TokenLogprob
 from lmserve.types import NamedLogprob
 
 _BYTES = Annotated[list[int], Meta(description="Of its UTF-8, which tokens may cut anywhere.")]
+_PIECE = 64  # tokens
 
 
 class Vocabulary(Protocol):
@@ -83,6 +85,15 @@ def token_logprobs(logprobs: Iterable[NamedLogprob]) -> list[ChatTokenLogprob]:
         )
         for one in logprobs
     ]
+
+
+def token_logprobs_json(logprobs: Sequence[NamedLogprob]) -> msgspec.Raw:
+    """In pieces: between them another thread gets its turn."""
+    pieces = (
+        msgspec.json.encode(token_logprobs(logprobs[begin : begin + _PIECE]))[1:-1]
+        for begin in range(0, len(logprobs), _PIECE)
+    )
+    return msgspec.Raw(b"[%b]" % b",".join(pieces))
 
 
 def chat_logprobs(logprobs: Iterable[TokenLogprob], vocabulary: Vocabulary) -> ChatLogprobs:

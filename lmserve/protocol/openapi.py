@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,25 @@ from lmserve.protocol.schemas import simplify
 _PHRASES = {
     200: "OK",
     400: "The request is wrong; `param` names the field.",
-    401: "An API key is missing or not known, where the server was started with `--api-keys`.",
-    403: "Another web page asks, and its origin is not in `--allow-origins`.",
+    401: "An API key is missing or not known, where the server has some.",
+    403: "The API key may not do this, or another web page asks, or for another name.",
     404: "There is nothing of this name.",
     409: "What is there already does not allow it: `code` says what.",
+    408: "The body came too slowly.",
     410: "The events asked for are no longer kept.",
     413: "The body is over the limit.",
     429: "A limit is reached; come back after `Retry-After` seconds.",
     500: "The engine failed this request.",
     501: "The server was started without what this needs.",
-    503: "The engine is loading, stuck, restarting or gone.",
+    503: "The engine is loading, stuck, restarting or gone, or there are too many connections: "
+    "come back after `Retry-After` seconds.",
     504: "The answer could not begin, or did not end, by its deadline.",
 }
 _KEY = {
     "key": {
         "type": "http",
         "scheme": "bearer",
-        "description": "On servers started with `--api-keys`: one of them. Else nothing.",
+        "description": "On servers that have API keys: one of them. Else nothing.",
     }
 }
 
@@ -97,6 +99,21 @@ def plain_path(path: str) -> str:
     return re.sub(r"\{(\w+):[^}]*\}", r"{\1}", path)
 
 
+class Document:
+    """Made when it is first asked for."""
+
+    def __init__(self, operations: Sequence[tuple[str, str, Operation, bool]], version: str):
+        self._operations = operations
+        self._version = version
+        self._encoded = b""
+
+    def encoded(self) -> bytes:
+        """As JSON. Not for the loop: it takes a tenth of a second to make."""
+        if not self._encoded:
+            self._encoded = msgspec.json.encode(document(self._operations, self._version))
+        return self._encoded
+
+
 def document(
     operations: Iterable[tuple[str, str, Operation, bool]], version: str
 ) -> dict[str, Any]:
@@ -139,7 +156,8 @@ def _operation(path: str, op: Operation, schemas: dict[Any, Any], is_open: bool)
     responses: dict[str, Any] = {"200": {"description": _PHRASES[200]}}
     if content := _content(op, schemas):
         responses["200"]["content"] = content
-    for status in op.statuses if is_open else sorted((401, *op.statuses)):
+    statuses = {*op.statuses} | ({408} if op.request else set()) | (set() if is_open else {401})
+    for status in sorted(statuses):
         responses[str(status)] = {
             "description": _PHRASES[status],
             "content": {"application/json": {"schema": schemas[op.failure]}},

@@ -11,13 +11,13 @@ from typing import TypeVar
 import msgspec
 from aiohttp import web
 
+from lmserve.edge.patience import Patience
 from lmserve.errors import BodyTooLarge, Overloaded, RequestError
 from lmserve.protocol.decode import decode
-from lmserve.server.keys import BODY_BYTES, METRICS
+from lmserve.server.keys import BODY_BYTES, METRICS, SETTINGS
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-READ_TIMEOUT_S = 60.0  # a body that has not arrived by then is given up
 OFF_LOOP_BYTES = 32 * 1024  # larger bodies are decoded in a thread: other streams go on
 
 logger = logging.getLogger(__name__)
@@ -64,19 +64,12 @@ async def _read_bytes(request: web.Request, count: Callable[[int], None]) -> byt
     if (request.content_length or 0) > limit:
         raise _too_large(limit)
     body = bytearray()
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            async for part in request.content.iter_any():
-                count(len(part))
-                body += part
-                if len(body) > limit:
-                    raise _too_large(limit)
-    except TimeoutError:
-        raise RequestError(
-            f"the body did not arrive within {READ_TIMEOUT_S:.0f} s: send it faster"
-        ) from None
-    except web.RequestPayloadError:
-        raise RequestError("the body is cut short or badly framed: send it again") from None
+    patience = Patience(request.app[SETTINGS].limits.body_timeout_s)
+    while piece := await patience.read(request):
+        count(len(piece))
+        body += piece
+        if len(body) > limit:
+            raise _too_large(limit)
     return bytes(body)
 
 

@@ -6,7 +6,7 @@ import re
 
 from aiohttp import hdrs, web
 
-from lmserve.edge.cross_site import crosses
+from lmserve.edge.cross_site import ACTING, crosses
 from lmserve.edge.middlewares import Handler
 from lmserve.errors import CrossSite, SetupError
 from lmserve.settings import ServerSettings
@@ -14,11 +14,11 @@ from lmserve.settings import ServerSettings
 SAFE_HEADERS = ("Accept", "Accept-Language", "Content-Language", "Content-Type")
 EXPOSED_HEADERS = (
     "X-Request-Id, request-id, X-Session-Id, X-Stream-Id, X-Cached-Tokens, Retry-After, "
-    "WWW-Authenticate"
+    "WWW-Authenticate, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+    "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, "
+    "x-ratelimit-reset-tokens"
 )
 MAX_AGE_S = 600  # a browser keeps what a preflight told it
-
-ACTING = web.AppKey("acting", set[web.AbstractRoute])  # those that do more than tell
 
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/*?#]+")
 _TOKENS = re.compile(r"[\w!#$%&'*+.^`|~-]+(\s*,\s*[\w!#$%&'*+.^`|~-]+)*", re.ASCII)

@@ -2,7 +2,7 @@
 
     bind ─► start engine ─► listen ─► announce ─► model ready ─► register ─► … ─► signal
                                                                                    │
-      deregister ─► stop listening ─► drain (until a deadline) ─► wait for handlers ─► close engine
+      deregister ─► drain (until a deadline) ─► stop listening ─► wait for handlers ─► close engine
 
 The port, the certificate and the like come first: what is wrong with them must be told before a
 model is loaded (`check`). One path serves the command and the tests (`running_server`).
@@ -16,8 +16,9 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
 import uvloop
@@ -25,15 +26,21 @@ from aiohttp import web
 
 from lmserve.bridge.handle import EngineHandle
 from lmserve.bridge.select import make_handle
-from lmserve.edge import tls
+from lmserve.edge.allocator import give_memory_back
+from lmserve.edge.connections import EdgeLimits, EdgeRunner, EdgeSite
 from lmserve.edge.listen import WILDCARDS, bind, url_of, wire_logger
-from lmserve.edge.signals import stop_signals
+from lmserve.edge.notify import notify, tell_alive
+from lmserve.edge.reload import RELOADS
+from lmserve.edge.signals import on_hangup, stop_signals
+from lmserve.edge.tls import add_certificate, make_context
 from lmserve.errors import SetupError
 from lmserve.messages import EngineInfo
-from lmserve.server.app import build_app
+from lmserve.server.app import build_app, draining
 from lmserve.server.banner import ready_lines
 from lmserve.server.cors import Cors
-from lmserve.server.keys import HANDLE, SERVICE
+from lmserve.server.doors import admin_application, admin_name, keyring_of
+from lmserve.server.http_counts import connection_families
+from lmserve.server.keys import EXPOSITION, HANDLE, SERVICE
 from lmserve.server.registration import registered
 from lmserve.service.generate import Service
 from lmserve.settings import ServerSettings, Settings
@@ -49,6 +56,8 @@ class Server:
     url: str
     handle: EngineHandle
     service: Service
+    app: web.Application
+    admin_url: str | None = None
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
@@ -56,6 +65,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises SetupError when the port cannot be had or the model cannot be loaded.
     """
+    give_memory_back()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, announce))
 
@@ -65,8 +75,15 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
     with stop_signals() as stopped:
         async with running_server(settings) as server:
             announce(f"open {server.url} in a browser; the model is loading")
+            if server.admin_url is not None:
+                announce(f"administration and metrics are at {server.admin_url}")
+            on_hangup(server.app[RELOADS].now)
+            notify("STATUS=loading the model")
             ready = asyncio.create_task(_load(server))
             stop = asyncio.create_task(stopped.wait())
+            alive = asyncio.create_task(
+                tell_alive(lambda: server.handle.health().state != "failed")
+            )
             try:
                 await asyncio.wait({ready, stop}, return_when=asyncio.FIRST_COMPLETED)
                 if ready.done():
@@ -75,11 +92,13 @@ async def _serve(settings: Settings, announce: Callable[[str], None]) -> None:
                     gc.freeze()  # what start-up made lives on: full collections need not walk it
                     name, load_s = settings.server.model_name, time.monotonic() - began
                     announce(ready_lines(server.url, name, info, load_s))
+                    notify("READY=1", f"STATUS=serving at {server.url}")
                     await stop
             finally:
-                for task in (ready, stop):
+                for task in (ready, stop, alive):
                     task.cancel()
-                await asyncio.gather(ready, stop, return_exceptions=True)
+                await asyncio.gather(ready, stop, alive, return_exceptions=True)
+            notify("STOPPING=1", "STATUS=running answers may finish")
             announce("stopping: running answers may finish")
 
 
@@ -97,41 +116,92 @@ async def running_server(
     listener = bind(settings.server.server_name, settings.server.server_port)
     try:
         node_url = node_url_of(settings.server, listener)
-        context = await _tls_context(settings.server)
         app = build_app(settings, handle or make_handle(settings.engine))
-        runner = web.AppRunner(
-            app,
-            # aiohttp's default leaves a handler running when its client is gone; this one line
-            # is what makes a lost client abort its request
-            handler_cancellation=True,
-            auto_decompress=False,  # no bombs: `lmserve.server.body` refuses compressed bodies
-            access_log=None,  # `lmserve.edge.middlewares` writes it
-            logger=wire_logger(),
-            shutdown_timeout=HANDLER_GRACE_S,
-        )
-        try:
-            await runner.setup()
-            await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=context).start()
-            async with registered(settings.server, node_url, app[HANDLE], app[SERVICE]):
-                url = url_of(listener, https=settings.server.ssl)
-                yield Server(url, app[HANDLE], app[SERVICE])
-        finally:
-            await runner.cleanup()
+        certificate = add_certificate(app[RELOADS]) if settings.server.ssl else None
+        context = certificate.context if certificate else None
+        runner = _runner(app, settings)
+        async with AsyncExitStack() as last:  # what is drained can be watched until then
+            try:
+                await runner.setup()
+                app[EXPOSITION].sources += (partial(connection_families, runner.server),)
+                admin_url = await last.enter_async_context(_administered(app, settings, context))
+                await EdgeSite(runner, listener, backlog=BACKLOG, ssl_context=context).start()
+                own = (app[HANDLE], app[SERVICE])
+                leaving = registered(settings.server, node_url, *own, _node_key(settings))
+                async with draining(app), leaving:
+                    url = url_of(listener, https=settings.server.ssl)
+                    yield Server(url, *own, app, admin_url)
+            finally:
+                await runner.cleanup()
     finally:
         listener.close()
 
 
-def check(settings: ServerSettings) -> None:
+@asynccontextmanager
+async def _administered(
+    app: web.Application, settings: Settings, context: ssl.SSLContext | None
+) -> AsyncIterator[str | None]:
+    """The administrators' port, where there is one: its URL. It is open as long as there is
+    something to see."""
+    access = settings.access
+    if access.admin_port is None:
+        yield None
+        return
+    with bind(admin_name(settings), access.admin_port, flags="--admin") as listener:
+        runner = _runner(admin_application(app, settings), settings)
+        try:
+            await runner.setup()
+            await EdgeSite(runner, listener, backlog=BACKLOG, ssl_context=context).start()
+            yield url_of(listener, https=context is not None)
+        finally:
+            await runner.cleanup()
+
+
+def _runner(app: web.Application, settings: Settings) -> EdgeRunner:
+    return EdgeRunner(
+        app,
+        edge_limits(settings),
+        # aiohttp's default leaves a handler running when its client is gone; this one line
+        # is what makes a lost client abort its request
+        handler_cancellation=True,
+        auto_decompress=False,  # no bombs: `lmserve.server.body` refuses compressed bodies
+        logger=wire_logger(),
+        shutdown_timeout=HANDLER_GRACE_S,
+    )
+
+
+def _node_key(settings: Settings) -> str | None:
+    """What is shown to a distributor: only its administrators say what nodes there are."""
+    return next(iter((*settings.access.admin_keys, *settings.server.api_keys)), None)
+
+
+def check(settings: Settings) -> None:
     """Raises SetupError for what would keep a server from starting, whatever its model."""
-    with bind(settings.server_name, settings.server_port) as listener:
-        node_url_of(settings, listener)
-    Cors(settings)
-    if settings.ssl:
-        tls.make_context()
+    server, access = settings.server, settings.access
+    if access.admin_name is not None and access.admin_port is None:
+        raise SetupError(
+            f"--admin-name {access.admin_name} is the address of no port: give --admin-port too, "
+            "or leave it out"
+        )
+    with ExitStack() as stack:
+        listener = stack.enter_context(bind(server.server_name, server.server_port))
+        node_url_of(server, listener)
+        if access.admin_port is not None:
+            stack.enter_context(bind(admin_name(settings), access.admin_port, flags="--admin"))
+    Cors(server)
+    keyring_of(settings).read()
+    if server.ssl:
+        make_context()
 
 
-async def _tls_context(settings: ServerSettings) -> ssl.SSLContext | None:
-    return await asyncio.to_thread(tls.make_context) if settings.ssl else None
+def edge_limits(settings: Settings) -> EdgeLimits:
+    limits = settings.limits
+    return EdgeLimits(
+        max_connections=limits.max_connections,
+        header_timeout_s=limits.header_timeout_s,
+        write_timeout_s=settings.server.write_timeout_s,
+        message_timeout_s=limits.body_timeout_s,
+    )
 
 
 def node_url_of(settings: ServerSettings, listener: socket.socket) -> str:

@@ -32,13 +32,17 @@ logger = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def registered(
-    settings: ServerSettings, node_url: str, handle: EngineHandle, service: Service
+    settings: ServerSettings,
+    node_url: str,
+    handle: EngineHandle,
+    service: Service,
+    api_key: str | None,
 ) -> AsyncIterator[None]:
     """Kept registered while this is open; removed when it is left."""
     if settings.proxy_url is None:
         yield
         return
-    headers = {"Authorization": f"Bearer {settings.api_keys[0]}"} if settings.api_keys else None
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else None
     async with ClientSession(headers=headers, timeout=ClientTimeout(total=TIMEOUT_S)) as session:
         registration = Registration(session, settings.proxy_url, node_url, handle, service)
         keeping = asyncio.create_task(registration.keep())
@@ -145,8 +149,11 @@ class Registration:
             return f"no answer within {TIMEOUT_S:.0f} s"
         except (ClientError, OSError) as error:
             return str(error) or type(error).__name__
-        if status == 401:
-            return "it asks for another API key: the first of --api-keys must be one of its own"
+        if status in (401, 403):
+            return (
+                "it asks for another API key: the first of --admin-keys, or else of --api-keys, "
+                "must be one of its own"
+            )
         if status == 200 or (status == 404 and verb == "remove"):
             return None
         return f"it answered {status}"

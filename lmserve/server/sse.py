@@ -1,4 +1,4 @@
-"""Answers on their way out. A stream: one response, one writer, one write a step."""
+"""Streams on their way out: one response, one writer, one write a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import aclosing, suppress
 from aiohttp import web
 
 from lmserve.edge.middlewares import bug
-from lmserve.edge.slow import drop
 from lmserve.errors import EventsGone, LmserveError
 from lmserve.protocol.encode import COMMENT, DONE
 from lmserve.protocol.errors import error_event
@@ -34,32 +33,24 @@ MAX_WRITE_BYTES = 64 * 1024  # of what waits for a reader: the log is its buffer
 
 
 class EventStream:
-    """The response, started by its first write. A client that takes no bytes for
-    `write_timeout_s` is dropped: its connection ends, which cancels the handler. A stream that
-    would be silent for `keep_alive_s` says a comment, which may start it; 0: it stays silent."""
+    """The response, started by its first write. A stream that would be silent for `keep_alive_s`
+    says a comment, which may start it; 0: it stays silent. A client that does not read loses its
+    connection (`lmserve.edge.connection`), which cancels the handler."""
 
-    def __init__(
-        self,
-        request: web.Request,
-        write_timeout_s: float,
-        late: LateHeaders,
-        keep_alive_s: float = 0.0,
-    ):
+    def __init__(self, request: web.Request, late: LateHeaders, keep_alive_s: float):
         self._request = request
-        self._write_timeout_s = write_timeout_s
-        self._keep_alive_s = keep_alive_s
         self._late = late
         self._response = web.StreamResponse(headers=HEADERS)
         self._chunked = False  # known once started
         self._protocol = request.protocol
-        self._writing_since: float | None = None
+        self._transport = request.transport
+        self._writing = False  # and waiting for the client
         self._silent = True  # nothing was written since the last look
         self._starting: asyncio.Task[None] | None = None
-        self._loop = asyncio.get_running_loop()
-        # one timer a stream, looking every so often, costs less than a timeout a write; two looks
-        # in the time of a silence, which so is over by then
-        self._look_s = min(write_timeout_s, keep_alive_s / 2 or write_timeout_s)
-        self._timer = self._loop.call_later(self._look_s, self._look)
+        self._look_s = keep_alive_s / 2  # two in the time of a silence, which so is over by then
+        self._timer: asyncio.TimerHandle | None = None
+        if keep_alive_s:
+            self._look_later()
 
     @property
     def started(self) -> bool:
@@ -74,12 +65,11 @@ class EventStream:
     async def write(self, data: bytes) -> None:
         if self._starting is not None:
             await self._started()
-        self._writing_since = self._loop.time()
+        self._writing = True
         if not self._response.prepared:
             await self.start()
         await self._response.write(data)
-        self._writing_since = None
-        self._silent = False
+        self._writing = self._silent = False
 
     def write_now(self, data: bytes) -> bool:
         """Writes without waiting; False when the client lags, so that the next write should.
@@ -88,7 +78,7 @@ class EventStream:
         The bytes are those that `write` would send. Its layers, made for writes that may wait,
         cost as much as all else that is done for a token."""
         self._silent = False
-        transport = self._request.transport
+        transport = self._transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has left")
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
@@ -102,28 +92,25 @@ class EventStream:
     async def end(self) -> web.StreamResponse:
         if self._starting is not None:
             await self._started()
-        self._writing_since = self._loop.time()
+        self._writing = True
         await self._response.write_eof()
         return self._response
 
     def close(self) -> None:
-        """Stops watching the writes."""
-        self._timer.cancel()
+        """Says no more comments."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._starting is not None:
             self._starting.cancel()
 
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._look_s, self._look)
+
     def _look(self) -> None:
-        wait_s = self._look_s
-        if self._writing_since is not None:
-            left_s = self._write_timeout_s + self._writing_since - self._loop.time()
-            if left_s <= 0:
-                self._drop()
-                return
-            wait_s = min(wait_s, left_s)
-        elif self._silent and self._keep_alive_s:
+        if self._silent and not self._writing:
             self._keep_alive()
         self._silent = True
-        self._timer = self._loop.call_later(wait_s, self._look)
+        self._look_later()
 
     def _keep_alive(self) -> None:
         """Says the comment. What fails here is for the handler to find out."""
@@ -135,36 +122,18 @@ class EventStream:
                     self.write_now(COMMENT)
 
     async def _start_early(self) -> None:
-        self._writing_since = self._loop.time()
         with suppress(ConnectionResetError):
             await self.start()
             await self._response.write(COMMENT)
-        self._writing_since = None
 
     async def _started(self) -> None:
         assert self._starting is not None
         await self._starting
         self._starting = None
 
-    def _drop(self) -> None:
-        drop(self._request, self._write_timeout_s)
-
 
 def _keep_alive_s(request: web.Request) -> float:
     return request.app[SETTINGS].server.keep_alive_s
-
-
-async def send_whole(
-    request: web.Request, response: web.Response, write_timeout_s: float
-) -> web.Response:
-    """Sends a response at once, to a client that takes it in time."""
-    try:
-        async with asyncio.timeout(write_timeout_s):
-            await response.prepare(request)
-            await response.write_eof()
-    except TimeoutError:
-        drop(request, write_timeout_s)
-    return response
 
 
 def end_event(error: LmserveError) -> bytes:
@@ -175,7 +144,6 @@ def end_event(error: LmserveError) -> bytes:
 async def send(
     request: web.Request,
     chunks: AsyncGenerator[bytes, None],
-    write_timeout_s: float,
     follow: Follow | None = None,
     *,
     end_with: Callable[[LmserveError], bytes] = end_event,
@@ -192,7 +160,7 @@ async def send(
     is written.
     """
     keep_alive_s = _keep_alive_s(request) if keep_alive else 0.0
-    stream = EventStream(request, write_timeout_s, late, keep_alive_s)
+    stream = EventStream(request, late, keep_alive_s)
     try:
         async with aclosing(chunks):
             try:
@@ -218,7 +186,6 @@ async def send(
 async def send_stream(
     request: web.Request,
     stream: Stream,
-    write_timeout_s: float,
     *,
     starting_after: int = -1,
     headers: Mapping[str, str] = {},
@@ -228,7 +195,7 @@ async def send_stream(
     sent; a client that falls behind what is kept is told so in a last event."""
     with stream.reading(starting_after) as reader:
         known = {STREAM_HEADER: stream.id, **headers}
-        out = EventStream(request, write_timeout_s, lambda: known, _keep_alive_s(request))
+        out = EventStream(request, lambda: known, _keep_alive_s(request))
         try:
             await out.start()
             if request.method != "HEAD":

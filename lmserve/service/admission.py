@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
-from lmserve.errors import Overloaded
+from lmserve.errors import Overloaded, RateLimited
+from lmserve.service.quotas import Quotas
+from lmserve.service.tenants import no_limits
 
+TIMES_FREE = 7  # alone, a key has seven eighths of the queue; two have seven fifteenths each
 MAX_BODY_BYTES = 64 * 2**20  # being read, decoded and tokenised
 
 
 class Admission:
-    """Counts requests waiting or running, and their prompt tokens."""
+    """Counts requests waiting or running, and their prompt tokens: of all, and by `quotas` of each
+    API key. Of what is free, a key may hold so many times as much: the fuller the queue, the less,
+    so that it is never full of one key's requests, nor of those of a few."""
 
     def __init__(
-        self, max_requests: int, max_tokens: int, retry_after_s: Callable[[], int] = lambda: 1
+        self,
+        max_requests: int,
+        max_tokens: int,
+        retry_after_s: Callable[[], int] = lambda: 1,
+        quotas: Quotas | None = None,
     ):
         self.max_requests = max_requests
         self._max_tokens = max_tokens
         self._retry_after_s = retry_after_s
+        self.quotas = quotas or Quotas(no_limits, time.monotonic)
         self.num_requests = 0
         self.num_tokens = 0
 
@@ -29,42 +40,76 @@ class Admission:
         """Half of what it takes is taken."""
         return 2 * self.num_requests >= self.max_requests or 2 * self.num_tokens >= self._max_tokens
 
-    def enter(self) -> Ticket:
-        """A place for one request. Raises Overloaded; then nothing is held."""
-        if self.num_requests >= self.max_requests:
+    def enter(self, num: int = 1, owner: str = "") -> list[Ticket]:
+        """Places for one request and its answers. Raises Overloaded, RateLimited; then nothing is
+        held."""
+        self.quotas.check(owner, num)
+        free = self.max_requests - self.num_requests
+        if num > free:
             raise Overloaded(
-                f"the server holds {self.num_requests} requests, its limit "
+                f"the server holds {self.num_requests} requests, its limit is {self.max_requests} "
                 "(max_queued_requests): try again in a moment",
                 retry_after_s=self._retry_after_s(),
             )
-        self.num_requests += 1
-        return Ticket(self)
+        if owner:
+            own = self.quotas.of(owner).num_requests
+            if own + num - 1 >= TIMES_FREE * (free - num + 1):  # as its last place is given
+                raise self._over_share("max_queued_requests")
+        self.quotas.enter(owner, num)
+        self.num_requests += num
+        return [Ticket(self, owner) for _ in range(num)]
 
-    def _add_tokens(self, num_tokens: int) -> None:
+    def most_queued(self, owner: str) -> int:
+        """Places of an empty queue that one key may hold; who brought none, all."""
+        if not owner:
+            return self.max_requests
+        return -(-TIMES_FREE * self.max_requests // (TIMES_FREE + 1))
+
+    def most_places(self, owner: str) -> int:
+        """That it may have at once, by its own limit too."""
+        most = self.most_queued(owner)
+        own = self.quotas.of(owner).limits.max_requests if owner else None
+        return most if own is None else min(own, most)
+
+    def _add_tokens(self, num_tokens: int, owner: str) -> None:
+        free = self._max_tokens - self.num_tokens
         # a prompt over the limit by itself runs when nothing else does
-        if self.num_tokens and self.num_tokens + num_tokens > self._max_tokens:
+        if self.num_tokens and num_tokens > free:
             raise Overloaded(
                 f"the server holds {self.num_tokens} prompt tokens and its limit "
                 f"(max_queued_tokens) is {self._max_tokens}: try again in a moment",
                 retry_after_s=self._retry_after_s(),
             )
+        if owner and (own := self.quotas.of(owner).num_tokens):
+            if own + num_tokens > TIMES_FREE * (free - num_tokens):
+                raise self._over_share("max_queued_tokens")
+        self.quotas.add_tokens(owner, num_tokens)
         self.num_tokens += num_tokens
+
+    def _over_share(self, setting: str) -> RateLimited:
+        return RateLimited(
+            f"the server's queue is nearly full ({setting}), and this API key has more than its "
+            "share of it: try again in a moment",
+            "key_share",
+            retry_after_s=self._retry_after_s(),
+        )
 
 
 class Ticket:
-    """One request's place, held until `release`."""
+    """One answer's place, held until `release`."""
 
-    __slots__ = ("_admission", "_num_tokens", "_released", "job")
+    __slots__ = ("_admission", "_num_tokens", "_released", "job", "owner")
 
-    def __init__(self, admission: Admission):
+    def __init__(self, admission: Admission, owner: str = ""):
         self._admission = admission
         self._num_tokens = 0
         self._released = False
+        self.owner = owner
         self.job: Future[Any] | None = None  # its work in a thread, which nobody can stop
 
     def add_tokens(self, num_tokens: int) -> None:
-        """Counts the prompt once its length is known. Raises Overloaded."""
-        self._admission._add_tokens(num_tokens)
+        """Counts the prompt once its length is known. Raises Overloaded, RateLimited."""
+        self._admission._add_tokens(num_tokens, self.owner)
         self._num_tokens += num_tokens
 
     def release(self) -> None:
@@ -73,6 +118,7 @@ class Ticket:
             self._released = True
             self._admission.num_requests -= 1
             self._admission.num_tokens -= self._num_tokens
+            self._admission.quotas.leave(self.owner, self._num_tokens)
 
 
 class BodyBytes:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from lmserve.errors import DeadlineExceeded
+from lmserve.errors import DeadlineExceeded, Overloaded
 from lmserve.service import limits
 from lmserve.service.waiting import Waiting, retry_after_s
 from lmserve.types import GenerateRequest
@@ -35,7 +35,7 @@ def seconds_left(request: GenerateRequest, passed_s: float, waiting: Waiting) ->
     left_s = request.deadline_s - passed_s
     if left_s <= 0:
         raise missed(waiting.retry_after_s())
-    estimate_s = waiting.estimate_s(request.priority)
+    estimate_s = waiting.estimate_s(request.priority, request.owner)
     if estimate_s is not None and estimate_s > left_s:
         raise DeadlineExceeded(
             f"the answer would begin in about {estimate_s:.1f} s, after its deadline_s: allow more "
@@ -44,6 +44,20 @@ def seconds_left(request: GenerateRequest, passed_s: float, waiting: Waiting) ->
             retry_after_s=retry_after_s(estimate_s - left_s),
         )
     return left_s
+
+
+def check_wait(request: GenerateRequest, max_queue_s: float | None, waiting: Waiting) -> None:
+    """Raises Overloaded where a request would wait for its first step for longer, as far as is
+    known: it is refused while it has cost nothing."""
+    if max_queue_s is None:
+        return
+    estimate_s = waiting.estimate_s(request.priority, request.owner)
+    if estimate_s is not None and estimate_s > max_queue_s:
+        raise Overloaded(
+            f"the answer would begin in about {estimate_s:.1f} s, and the server lets nobody wait "
+            f"for more than {max_queue_s:g} s (max_queue_s): try again in a moment",
+            retry_after_s=retry_after_s(estimate_s - max_queue_s),
+        )
 
 
 async def in_time(

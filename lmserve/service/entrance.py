@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from lmserve.errors import EngineUnavailable, Overloaded
+from lmserve.errors import EngineUnavailable, Overloaded, RateLimited
 from lmserve.service.admission import Admission, Ticket
 from lmserve.service.metrics import Metrics
 
@@ -20,49 +20,64 @@ class Entrance:
         self._idle = asyncio.Event()
         self._idle.set()
         self.is_shut = False
+        self._ends_in_s: Callable[[], int] = lambda: 1
 
-    def shut(self) -> None:
-        """Nobody new comes in."""
+    def shut(self, ends_in_s: Callable[[], int] | None = None) -> None:
+        """Nobody new comes in; in so many seconds the server is gone, and another may be there."""
         self.is_shut = True
+        self._ends_in_s = ends_in_s or self._ends_in_s
 
     def check_open(self) -> None:
         if self.is_shut:
-            raise EngineUnavailable("the server is shutting down: ask another one")
+            raise EngineUnavailable(
+                "the server is shutting down: ask another one",
+                retry_after_s=max(1, self._ends_in_s()),
+            )
 
-    def enter(self) -> Ticket:
-        """Raises Overloaded, EngineUnavailable."""
-        self.check_open()
-        try:
-            ticket = self._admission.enter()
-        except Overloaded:
-            self._metrics.rejected("requests")
-            raise
-        self._idle.clear()
+    def enter(self, owner: str = "") -> Ticket:
+        """Raises Overloaded, RateLimited, EngineUnavailable."""
+        (ticket,) = self.enter_all(1, owner)
         return ticket
 
-    def enter_all(self, num: int) -> list[Ticket]:
+    def enter_all(self, num: int, owner: str = "") -> list[Ticket]:
         """So many or, where there is no room for all, none."""
-        tickets: list[Ticket] = []
+        self.check_open()
         try:
-            for _ in range(num):
-                tickets.append(self.enter())  # noqa: PERF401  where one fails, the others are left
-        except BaseException:
-            self.leave_all(tickets)
+            tickets = self._admission.enter(num, owner)
+        except RateLimited as error:
+            self._metrics.rejected(error.limit, owner)
             raise
+        except Overloaded:
+            self._metrics.rejected("requests", owner)
+            raise
+        self._idle.clear()
         return tickets
 
     @contextmanager
-    def place(self) -> Iterator[Ticket]:
-        with self.places(1) as (ticket,):
+    def place(self, owner: str) -> Iterator[Ticket]:
+        with self.places(1, owner) as (ticket,):
             yield ticket
 
     @contextmanager
-    def places(self, num: int) -> Iterator[list[Ticket]]:
-        tickets = self.enter_all(num)
+    def places(self, num: int, owner: str) -> Iterator[list[Ticket]]:
+        tickets = self.enter_all(num, owner)
         try:
             yield tickets
         finally:
             self.leave_all(tickets)
+
+    def most_places(self, owner: str) -> int:
+        """That it may have at once."""
+        return self._admission.most_places(owner)
+
+    def check_draft(self, owner: str) -> None:
+        """Whether something may be run ahead. Raises as `enter` does."""
+        self.check_open()
+        self._admission.quotas.check(owner, 0)
+
+    def spend(self, owner: str, num_tokens: int) -> None:
+        """Of an answer that ended, or of what was run ahead."""
+        self._admission.quotas.spend(owner, num_tokens)
 
     def leave(self, ticket: Ticket) -> None:
         """Idempotent. A place is kept as long as its thread works on."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Literal, TypeVar
@@ -16,15 +18,19 @@ from lmserve.service import limits
 from lmserve.service.admission import Admission, Ticket
 from lmserve.service.choices import best
 from lmserve.service.deadlines import in_time, missed
+from lmserve.service.draining import Draining
 from lmserve.service.encode import Form, Rendered
 from lmserve.service.entrance import Entrance
 from lmserve.service.generation import Generation
+from lmserve.service.load import Load
 from lmserve.service.metrics import Metrics
 from lmserve.service.prepare import Preparer
 from lmserve.service.prompt import ModelText
+from lmserve.service.quotas import Quotas, Rate
 from lmserve.service.rating.embedding import Embedding, embed
 from lmserve.service.rating.prompts import Prompts
 from lmserve.service.rating.scoring import Likelihood, perplexity, score
+from lmserve.service.tenants import LimitsOf, Tenants, no_limits
 from lmserve.service.transcript import Transcript
 from lmserve.service.waiting import Place, Waiting
 from lmserve.service.whole import collect, read
@@ -36,7 +42,7 @@ __all__ = ["Generation", "Service", "best", "collect", "read"]
 
 T = TypeVar("T")
 
-_TOLD_WITHIN_S = 1.0  # readers of aborted answers get this long to take their last event
+logger = logging.getLogger(__name__)
 
 
 class Service:
@@ -48,28 +54,50 @@ class Service:
         settings: Settings,
         metrics: Metrics,
         *,
+        limits_of: LimitsOf = no_limits,
         clock: Callable[[], float] = time.monotonic,
     ):
+        self.tenants = Tenants(limits_of, isolate=settings.access.isolate_cache)
         self._handle = handle
         self._metrics = metrics
         self._clock = clock
-        self._waiting = Waiting(handle, clock)
+        self._waiting = Waiting(handle, clock, fair=settings.engine.fair)
         self._preparer = Preparer(handle, settings, metrics, self._waiting, clock)
         self.catalog = self._preparer.catalog
+        self.texts = self._preparer.pool
         self._admission = Admission(
             settings.server.max_queued_requests,
             settings.server.max_queued_tokens,
             self._waiting.retry_after_s,
+            Quotas(limits_of, clock, self._waiting.retry_after_s),
         )
         self._entrance = Entrance(self._admission, metrics)
         self._prompts = Prompts(self._preparer, self._entrance, self._start, clock)
         self._generations: dict[Generation, Place] = {}
         self._num_prefills = 0
+        self.draining = Draining(self._entrance, lambda: self.inflight, self._shut_down)
+        #: Told of each answer as it begins, in the task that asked for it; must not raise.
+        self.on_start: Callable[[Generation], None] | None = None
 
     @property
     def inflight(self) -> int:
         """Requests being prepared, waiting or running."""
         return self._admission.num_requests
+
+    def rates(self, owner: str) -> list[Rate]:
+        """What this owner's key may still send, where it has such limits."""
+        return self._admission.quotas.of(owner).rates()
+
+    def load(self) -> Load:
+        """What it has to do now."""
+        waiting = (one.passed_s for one, place in self._generations.items() if not place.begun)
+        return Load(
+            self._admission.num_requests,
+            self._admission.num_tokens,
+            max(waiting, default=0.0),
+            Counter(one.owner for one in self._generations if one.owner),
+            self._entrance.is_shut,
+        )
 
     async def prepare(self) -> None:
         """Loads tokenizer and template, so that the first request need not wait for them.
@@ -90,7 +118,7 @@ class Service:
     async def generate_all(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """All of them or, where one is refused, none. Of each request `n` or `best_of`, one after
         the other; `best` chooses among them."""
-        limits.check_choices(requests, self._admission.max_requests)
+        limits.check_choices(requests, self._admission.most_queued(requests[0].owner))
         return await self._generate_all(requests, None)
 
     async def embed(
@@ -111,16 +139,16 @@ class Service:
         return await perplexity(self._prompts, requests)
 
     async def encode(
-        self, requests: Sequence[GenerateRequest], *, add_bos: bool
+        self, requests: Sequence[GenerateRequest], *, add_bos: bool, owner: str = ""
     ) -> list[list[int]]:
         """Their prompts in tokens; nothing runs. Raises as `generate` does."""
         limits.check_texts(len(requests))
-        with self._entrance.place() as ticket:
+        with self._entrance.place(owner) as ticket:
             return await self._preparer.encode(requests, ticket, add_bos=add_bos)
 
-    async def render(self, request: GenerateRequest, form: Form) -> Rendered:
+    async def render(self, request: GenerateRequest, form: Form, owner: str = "") -> Rendered:
         """Its prompt in text and tokens; nothing runs. Raises as `generate` does."""
-        with self._entrance.place() as ticket:
+        with self._entrance.place(owner) as ticket:
             return await self._preparer.render(request, ticket, form)
 
     @property
@@ -129,19 +157,21 @@ class Service:
         waiting = self._handle.stats.num_waiting - self._num_prefills
         return waiting <= 0 and not self._admission.is_pressed and not self._entrance.is_shut
 
-    async def prefill(self, token_ids: list[int]) -> int:
+    async def prefill(self, token_ids: list[int], owner: str, cache_salt: str = "") -> int:
         """Runs these tokens while nobody else has any to run: a prompt that begins with them finds
         them in the cache. Returns how many were there already. A caller that is cancelled ends it.
-        Raises EngineUnavailable, EngineError."""
-        self._entrance.check_open()
+        Raises RateLimited, EngineUnavailable, EngineError."""
+        self._entrance.check_draft(owner)
         sampling = SamplingParams(temperature=0.0, max_tokens=1)
         most = self._preparer.info().max_model_len - 1
-        mailbox = self._handle.submit(token_ids[:most], sampling, LOWEST)
+        tenant = self.tenants.of(owner, cache_salt)
+        mailbox = self._handle.submit(token_ids[:most], sampling, LOWEST, tenant)
         self._num_prefills += 1
         try:
             while True:
                 delivery = await mailbox.get()
                 if delivery.finish in ("stop", "length"):
+                    self._entrance.spend(owner, len(token_ids) - delivery.num_cached_tokens)
                     return delivery.num_cached_tokens
                 if delivery.finish is not None:
                     raise EngineError(delivery.error or "there was no room to run this ahead")
@@ -199,11 +229,7 @@ class Service:
     async def drain(self, timeout_s: float) -> None:
         """Takes nothing new, lets running answers finish, aborts the rest. Their readers see
         `abort`."""
-        self._entrance.shut()
-        if await self._entrance.wait_idle(timeout_s):
-            return
-        self._shut_down()
-        await self._entrance.wait_idle(_TOLD_WITHIN_S)
+        await self.draining.wait(timeout_s)
 
     def close(self) -> None:
         """Ends everything at once. Idempotent."""
@@ -217,13 +243,16 @@ class Service:
         self, requests: Sequence[GenerateRequest], transcript: Transcript | None
     ) -> list[Generation]:
         arrived_s = self._clock()
-        tickets = self._entrance.enter_all(sum(map(limits.num_made, requests)))
+        num_answers, owner = sum(map(limits.num_made, requests)), requests[0].owner
+        tickets = self._entrance.enter_all(num_answers, owner)
         works: list[Work] = []
         generations: list[Generation] = []
         try:
             for request in requests:
                 own = tickets[len(works) : len(works) + limits.num_made(request)]
                 works += await self._preparer.works(request, own, arrived_s, transcript)
+                limits.check_told(request, ((len(w.token_ids), w.sampling) for w in works))
+                limits.check_rated(request, (work.sampling for work in works))
             self._entrance.check_open()
             for work, ticket in zip(works, tickets, strict=True):
                 generations.append(self._start(work, ticket))
@@ -236,8 +265,9 @@ class Service:
 
     def _start(self, work: Work, ticket: Ticket | None = None) -> Generation:
         """At its end the place is given back."""
-        mailbox = self._handle.submit(work.token_ids, work.sampling, work.priority)
-        place = self._waiting.enter(work.priority)
+        tenant = self.tenants.of(work.owner, work.cache_salt)
+        mailbox = self._handle.submit(work.token_ids, work.sampling, work.priority, tenant)
+        place = self._waiting.enter(work.priority, tenant)
         mailbox.on_begun = partial(self._waiting.told, place)
         generation = Generation(
             work,
@@ -248,6 +278,9 @@ class Service:
             on_end=partial(self._on_end, ticket=ticket),
         )
         self._generations[generation] = place
+        logger.debug("is %d in the engine", generation.rid)
+        if self.on_start is not None:
+            self.on_start(generation)
         if work.deadline_s is not None:
             self._end_in(work.deadline_s, generation)
         claimant = asyncio.current_task()
@@ -276,5 +309,6 @@ class Service:
 
     def _on_end(self, generation: Generation, ticket: Ticket | None) -> None:
         self._waiting.end(self._generations.pop(generation))
+        self._entrance.spend(generation.owner, generation.usage.completion_tokens)
         if ticket is not None:
             self._entrance.leave(ticket)

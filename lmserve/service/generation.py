@@ -14,13 +14,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from lmserve.bridge.handle import EngineHandle
 from lmserve.bridge.mailbox import Delivery, Mailbox
-from lmserve.errors import AnswerConflict, DeadlineExceeded, EngineDied, EngineError, Unsatisfiable
+from lmserve.errors import (
+    AnswerConflict,
+    DeadlineExceeded,
+    EngineDied,
+    EngineError,
+    EngineUnavailable,
+    Unsatisfiable,
+)
 from lmserve.messages import TokenLogprob
 from lmserve.sampling import SamplingParams
 from lmserve.service.extras import extras_of
 from lmserve.service.leases import Leased
 from lmserve.service.metrics import Metrics, RequestRecord
-from lmserve.service.timing import Stopwatch, Timings
+from lmserve.service.timing import Moments, Stopwatch, Timings
 from lmserve.service.transcript import Transcript
 from lmserve.service.work import Outcome, Work, reason_of
 from lmserve.types import Done, Event, FinishReason, TextDelta, Usage
@@ -46,6 +53,9 @@ class Generation(Leased):
         self.model = work.model
         self.owner = work.owner
         self.session_id = work.session_id
+        self.cache_salt = work.cache_salt
+        self.operation = "embeddings" if work.sampling.pooling else work.operation
+        self.rid = mailbox.rid  # the engine's name for it
         self.prompt_ids: Sequence[int] = array("i", work.token_ids)
         self.num_prompt_tokens = len(work.token_ids)
         self.sampling = work.sampling
@@ -53,6 +63,7 @@ class Generation(Leased):
         self.end_id: int | None = None  # the token that ended it, where it is hidden
         self.abort_reason: str | None = None  # `deadline`, `shutdown`, or whatever `abort` was told
         self._output = work.output
+        self._encoded_s = work.encoded_s
         self._extras = extras_of(work)
         self._told_by = self._extras or work.output
         self._choices = work.choices
@@ -66,6 +77,8 @@ class Generation(Leased):
         self._num_cached_tokens = 0
         self._held_ids: list[int] = []  # tokens whose text is not shown yet
         self._outcome: Outcome | None = None
+        self._show: Callable[[TextDelta], bool] | None = None  # of who follows it
+        self._stopped_following: asyncio.Future[None] | None = None
         self._late: DeadlineExceeded | None = None
         self._told = False  # the outcome was given to the reader
 
@@ -85,6 +98,16 @@ class Generation(Leased):
     def ttft_s(self) -> float | None:
         """From the request's arrival to its first token."""
         return self._watch.ttft_s
+
+    @property
+    def passed_s(self) -> float:
+        """Since the request's arrival."""
+        return self._watch.passed_s
+
+    @property
+    def moments(self) -> Moments:
+        """At its end."""
+        return self._watch.moments(self._encoded_s)
 
     @property
     def timings(self) -> Timings:
@@ -193,28 +216,29 @@ class Generation(Leased):
             return
         mailbox = self._mailbox
         assert mailbox._waiter is None, "somebody waits for the next delivery"
-        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def on_mail() -> None:
-            mailbox.listener = None  # ending here may put a last delivery
-            try:
-                delta = self._take(mailbox.take())
-                if (delta is None or show(delta)) and self._outcome is None:
-                    mailbox.listener = on_mail
-                elif not stopped.done():
-                    stopped.set_result(None)
-            except Exception as error:
-                if not stopped.done():
-                    stopped.set_exception(error)
-
+        self._show = show
+        self._stopped_following = asyncio.get_running_loop().create_future()
+        mailbox.listener = self._on_mail
         if mailbox.waiting:
-            on_mail()
-        else:
-            mailbox.listener = on_mail
+            self._on_mail()
         try:
-            await stopped
+            await self._stopped_following
         finally:
-            mailbox.listener = None
+            mailbox.listener = self._show = None
+
+    def _on_mail(self) -> None:
+        stopped, show = self._stopped_following, self._show
+        assert stopped is not None and show is not None, "somebody follows"
+        try:
+            delta = self._take(self._mailbox.take())
+            if (delta is None or show(delta)) and self._outcome is None:
+                return
+            if not stopped.done():
+                stopped.set_result(None)
+        except Exception as error:
+            if not stopped.done():
+                stopped.set_exception(error)
+        self._mailbox.listener = None
 
     def _take(self, delivery: Delivery) -> TextDelta | None:
         """What a delivery adds to the text. Ends the generation where it says so."""
@@ -264,6 +288,8 @@ class Generation(Leased):
             text = delivery.error or "the engine failed this request"
             if delivery.refused:
                 return Unsatisfiable(text)
+            if delivery.retry_after_s is not None:
+                return EngineUnavailable(text, retry_after_s=delivery.retry_after_s)
             return EngineDied(text) if delivery.died else EngineError(text)
         if delivery.finish == "stop":
             asked = delivery.stop_token_id in self.sampling.stop_token_ids
@@ -297,6 +323,7 @@ class Generation(Leased):
             return
         self._outcome = outcome
         self._forget_claimant()
+        self._mailbox.listener = None
         if not self._mailbox.finished:
             self._handle.abort(self._mailbox)
         self._metrics.request_finished(self._record(outcome))
@@ -326,4 +353,5 @@ class Generation(Leased):
             decode_s=watch.answer_s,
             queue_s=watch.queue_s,
             prefill_s=watch.prompt_s,
+            owner=self.owner,
         )

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar, TypeVarTuple
 
 import msgspec
 
 from lmserve.bridge.handle import EngineHandle
-from lmserve.errors import EngineUnavailable, Overloaded
+from lmserve.errors import EngineUnavailable, Overloaded, RateLimited, TextTooSlow
 from lmserve.messages import EngineInfo
 from lmserve.sampling import Grammar, SamplingParams
 from lmserve.service import limits
 from lmserve.service.admission import Ticket
 from lmserve.service.catalog import Catalog
 from lmserve.service.choices import Choices, of_choices
-from lmserve.service.deadlines import seconds_left
+from lmserve.service.deadlines import check_wait, seconds_left
 from lmserve.service.encode import Form, Rendered, are_short, encode_all, render
 from lmserve.service.metrics import Metrics
 from lmserve.service.prompt import ModelText, assets_key, is_short
 from lmserve.service.structures import Structures
+from lmserve.service.text_pool import TextPool
 from lmserve.service.transcript import Transcript
 from lmserve.service.waiting import Waiting
 from lmserve.service.work import Run, Work
 from lmserve.settings import Settings
+from lmserve.text import deadline
 from lmserve.types import GenerateRequest
 
 Runs = Callable[[ModelText, list[list[int]]], list[Run]]
@@ -35,6 +37,7 @@ Ts = TypeVarTuple("Ts")
 
 MAX_LOOP_CHARS = 8000  # a longer prompt is tokenised in a thread
 MAX_LOOP_WORDS = 8  # more bad words are, too
+MAX_LOOP_S = 0.05  # a template that takes longer, whatever of, runs there again
 
 
 class Preparer:
@@ -54,14 +57,13 @@ class Preparer:
         self._metrics = metrics
         self._waiting = waiting
         self._clock = clock
-        self._executor = ThreadPoolExecutor(2, thread_name_prefix="text")
-        self._structures = Structures()
+        self.pool = TextPool(settings.limits.text_timeout_s)
+        self._structures = Structures(self.pool)
         self._text: ModelText | None = None
         self._text_lock = asyncio.Lock()
 
     def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-        self._structures.close()
+        self.pool.close()
 
     def info(self) -> EngineInfo:
         """Of the engine that serves now. Raises EngineUnavailable while there is none."""
@@ -81,10 +83,7 @@ class Preparer:
             return self._text
         async with self._text_lock:
             if self._text is None or self._text.key != assets_key(info):
-                loop = asyncio.get_running_loop()
-                self._text = await loop.run_in_executor(
-                    self._executor, ModelText, info, self._settings
-                )
+                self._text = await asyncio.to_thread(ModelText, info, self._settings)
             return self._text
 
     async def works(
@@ -102,11 +101,13 @@ class Preparer:
         limits.check_tools(request)
         limits.check_thinking(request, info.max_model_len)
         sampling = limits.sampling_params(request, info)
-        self._seconds_left(request, arrived_s)  # before the work
+        self._check_wait(request)  # before the work
+        self._seconds_left(request, arrived_s)
         text = await self.model_text(info)
         sampling = text.with_stops(request, sampling)
         sampling = await self._with_bad_words(text, request, sampling, tickets[0])
         token_ids = await self._token_ids(text, request, tickets[0])
+        encoded_s = self._clock()
         sampling = limits.fit(request, sampling, len(token_ids), info)
         sampling = await self._constrained(text, request, sampling, tickets[0])
         sampling = text.speech.placed(request, sampling, token_ids)
@@ -124,9 +125,12 @@ class Preparer:
                 parser=parser,
                 vocabulary=text.tokenizer,
                 arrived_s=arrived_s,
+                encoded_s=encoded_s,
+                operation="text_completion" if request.messages is None else "chat",
                 priority=request.priority,
                 deadline_s=self._seconds_left(request, arrived_s),
                 owner=request.owner,
+                cache_salt=request.cache_salt,
                 session_id=request.session_id,
                 transcript=transcript,
                 shows_logprobs=request.logprobs is not None,
@@ -147,10 +151,12 @@ class Preparer:
         for request in requests:
             limits.check_prompt(request, info)
             limits.check_turn(request)
+            self._check_wait(request)
         text = await self.model_text(info)
         encoded = await self.encode(requests, ticket, add_bos=True)
-        runs = await self._in_thread(ticket, make, text, encoded)
+        runs = await self.pool.run(ticket, limits.prompt_param(requests[0]), make, text, encoded)
         limits.check_inputs(requests, len(runs))
+        limits.check_told(requests[0], ((len(r.token_ids), r.sampling) for r in runs))
         for run in runs:
             num_tokens = len(run.token_ids) + len(run.label)
             limits.fit(requests[run.index], run.sampling, num_tokens, info)
@@ -167,6 +173,7 @@ class Preparer:
                 arrived_s=arrived_s,
                 priority=request.priority,
                 owner=request.owner,
+                cache_salt=request.cache_salt,
                 session_id=request.session_id,
             )
 
@@ -176,9 +183,9 @@ class Preparer:
         self, requests: Sequence[GenerateRequest], ticket: Ticket, *, add_bos: bool
     ) -> list[list[int]]:
         text = await self.model_text(self.info())
-        if are_short(requests, MAX_LOOP_CHARS):
-            return encode_all(text, requests, add_bos)
-        return await self._in_thread(ticket, encode_all, text, requests, add_bos)
+        param = limits.prompt_param(requests[0]) if requests else "input"
+        short = are_short(requests, MAX_LOOP_CHARS)
+        return await self._work(short, ticket, param, encode_all, text, requests, add_bos)
 
     async def render(self, request: GenerateRequest, ticket: Ticket, form: Form) -> Rendered:
         info = self.info()
@@ -186,16 +193,14 @@ class Preparer:
         limits.check_shown(request, info)
         limits.check_tools(request)
         text = await self.model_text(info)
-        if are_short([request], MAX_LOOP_CHARS):
-            return render(model, form, request, text)
-        return await self._in_thread(ticket, render, model, form, request, text)
+        short, param = are_short([request], MAX_LOOP_CHARS), limits.prompt_param(request)
+        return await self._work(short, ticket, param, render, model, form, request, text)
 
     async def _token_ids(
         self, text: ModelText, request: GenerateRequest, ticket: Ticket
     ) -> list[int]:
-        if is_short(request, MAX_LOOP_CHARS):
-            return text.token_ids(request)
-        return await self._in_thread(ticket, text.token_ids, request)
+        short, param = is_short(request, MAX_LOOP_CHARS), limits.prompt_param(request)
+        return await self._work(short, ticket, param, text.token_ids, request)
 
     async def _constrained(
         self, text: ModelText, request: GenerateRequest, sampling: SamplingParams, ticket: Ticket
@@ -203,35 +208,46 @@ class Preparer:
         """With the grammar of the calls that the answer must be, or of its structure."""
         if not request.tools and request.structure is None:
             return sampling
-        if is_short(request, MAX_LOOP_CHARS):
-            calls = text.speech.calls_source(request)
-        else:
-            calls = await self._in_thread(ticket, text.speech.calls_source, request)
+        tools = limits.name_of(request, "tools")
+        short = is_short(request, MAX_LOOP_CHARS)
+        calls = await self._work(short, ticket, tools, text.speech.calls_source, request)
         if calls is None:
             return await self._structures.constrain(request, sampling, text.info, ticket)
-        tools = limits.name_of(request, "tools")
         source = await self._structures.check(calls, tools, text.info, ticket)
         return msgspec.structs.replace(sampling, grammar=Grammar(source))
 
     async def _with_bad_words(
         self, text: ModelText, request: GenerateRequest, sampling: SamplingParams, ticket: Ticket
     ) -> SamplingParams:
-        encodings = text.tokenizer.encodings
-        if len(request.bad_words) <= MAX_LOOP_WORDS:
-            return limits.with_bad_words(request, sampling, encodings, text.info)
-        return await self._in_thread(
-            ticket, limits.with_bad_words, request, sampling, encodings, text.info
-        )
+        few, param = len(request.bad_words) <= MAX_LOOP_WORDS, limits.name_of(request, "bad_words")
+        with_words, encodings = limits.with_bad_words, text.tokenizer.encodings
+        own = (request, sampling, encodings, text.info)
+        return await self._work(few, ticket, param, with_words, *own)
 
-    async def _in_thread(self, ticket: Ticket, call: Callable[[*Ts], T], *args: *Ts) -> T:
-        ticket.job = job = self._executor.submit(call, *args)
-        return await asyncio.wrap_future(job)
+    async def _work(
+        self, short: bool, ticket: Ticket, param: str, call: Callable[[*Ts], T], *args: *Ts
+    ) -> T:
+        """What it returns: of short texts at once, unless that takes long all the same."""
+        if short:
+            with suppress(TextTooSlow), deadline.within(MAX_LOOP_S):
+                return call(*args)
+        return await self.pool.run(ticket, param, call, *args)
 
     def _add_tokens(self, ticket: Ticket, num_tokens: int) -> None:
         try:
             ticket.add_tokens(num_tokens)
+        except RateLimited as error:
+            self._metrics.rejected(error.limit, ticket.owner)
+            raise
         except Overloaded:
-            self._metrics.rejected("tokens")
+            self._metrics.rejected("tokens", ticket.owner)
+            raise
+
+    def _check_wait(self, request: GenerateRequest) -> None:
+        try:
+            check_wait(request, self._settings.limits.max_queue_s, self._waiting)
+        except Overloaded:
+            self._metrics.rejected("wait", request.owner)
             raise
 
     def _seconds_left(self, request: GenerateRequest, arrived_s: float) -> float | None:

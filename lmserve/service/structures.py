@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import threading
 from collections import OrderedDict
-from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 
 from lmserve.errors import InvalidField
-from lmserve.grammars import DeepThreads
 from lmserve.messages import EngineInfo
 from lmserve.sampling import Grammar, SamplingParams
 from lmserve.service.admission import Ticket
+from lmserve.service.text_pool import TextPool
 from lmserve.text.structures.compiler import Compiler
 from lmserve.text.structures.schema import MAX_DEPTH, MAX_SCHEMA_CHARS, MAX_VALUES
 from lmserve.types import GenerateRequest, Structure
 
-MAX_COMPILE_S = 10.0  # in the queue of the others too
 MAX_KEPT = 512
 MAX_KEPT_CHARS = 16 * 2**20
 MAX_LOOKED_UP = MAX_SCHEMA_CHARS + MAX_VALUES  # in size
@@ -30,14 +27,11 @@ MAX_LOOP_CHARS = 4000  # a larger structure is looked up in the thread too
 class Structures:
     """Owned by the preparer, on its loop."""
 
-    def __init__(self) -> None:
-        self._threads = DeepThreads(2, "grammar")
+    def __init__(self, pool: TextPool) -> None:
+        self._pool = pool
         self._kept = Kept()
         self._compiler: Compiler | None = None
         self._key: tuple[object, ...] = ()
-
-    def close(self) -> None:
-        self._threads.close()
 
     async def constrain(
         self, request: GenerateRequest, sampling: SamplingParams, info: EngineInfo, ticket: Ticket
@@ -56,32 +50,21 @@ class Structures:
         return msgspec.structs.replace(sampling, grammar=grammar)
 
     async def source(self, structure: Structure, info: EngineInfo, ticket: Ticket) -> str:
-        """The grammar of it, in llguidance's words. Raises InvalidField; takes no longer than
-        `MAX_COMPILE_S`."""
+        """The grammar of it, in llguidance's words. Raises InvalidField, and TextTooSlow."""
         compiler = self._compiler_of(info)
         if _size(structure.value, MAX_LOOP_CHARS) <= MAX_LOOP_CHARS:
             known = self._kept.get(_digest(structure))
             if known is not None:
                 return _told(known, structure.param)
-        ticket.job = job = self._threads.submit(self._compile, compiler, structure)
-        return await self._in_time(job, structure.param)
+        return await self._pool.run(
+            ticket, structure.param, self._compile, compiler, structure, None
+        )
 
     async def check(self, source: str, param: str, info: EngineInfo, ticket: Ticket) -> str:
         """The same of a grammar that the server wrote itself."""
         compiler = self._compiler_of(info)
         structure = Structure("grammar", source, param)
-        ticket.job = job = self._threads.submit(self._compile, compiler, structure, source)
-        return await self._in_time(job, param)
-
-    async def _in_time(self, job: Future[str], param: str) -> str:
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(job), MAX_COMPILE_S)
-        except TimeoutError:
-            raise InvalidField(
-                f"{param} is not compiled after {MAX_COMPILE_S:.0f} s: make it smaller, or try "
-                "again when the server is less busy",
-                param=param,
-            ) from None
+        return await self._pool.run(ticket, param, self._compile, compiler, structure, source)
 
     def _compiler_of(self, info: EngineInfo) -> Compiler:
         key = (info.tokenizer_file, info.vocab_size, info.eos_token_ids)
@@ -90,7 +73,7 @@ class Structures:
             self._kept = Kept()
         return self._compiler
 
-    def _compile(self, compiler: Compiler, structure: Structure, source: str | None = None) -> str:
+    def _compile(self, compiler: Compiler, structure: Structure, source: str | None) -> str:
         """In a thread."""
         kept = self._kept
         if _size(structure.value, MAX_LOOKED_UP) > MAX_LOOKED_UP:

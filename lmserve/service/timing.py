@@ -17,6 +17,19 @@ class Timings:
     num_tokens: int  # of the answer
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Of an answer that ended now, on the service's clock."""
+
+    arrived_s: float
+    encoded_s: float | None  # its prompt was tokens
+    submitted_s: float
+    queue_s: float | None  # as in `Timings`
+    first_s: float | None  # its first token came; None: none did
+    last_s: float
+    now_s: float
+
+
 class Stopwatch:
     """Of one answer; made when it is submitted."""
 
@@ -50,6 +63,18 @@ class Stopwatch:
     def passed_s(self) -> float:
         """Since the request's arrival."""
         return self._clock() - self._arrived_s
+
+    def moments(self, encoded_s: float | None) -> Moments:
+        first_s = None if self.ttft_s is None else self._arrived_s + self.ttft_s
+        return Moments(
+            self._arrived_s,
+            encoded_s,
+            self._submitted_s,
+            self.queue_s,
+            first_s,
+            self._last_s,
+            self._clock(),
+        )
 
     @property
     def prompt_s(self) -> float:

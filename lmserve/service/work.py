@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lmserve.errors import DeadlineExceeded, EngineError, Unsatisfiable
+from lmserve.errors import DeadlineExceeded, EngineError, EngineUnavailable, Unsatisfiable
 from lmserve.sampling import SamplingParams
 from lmserve.service.choices import Choices
 from lmserve.service.transcript import Transcript
@@ -14,14 +14,16 @@ from lmserve.text.parsing.parser import AnswerParser
 from lmserve.text.tokenizer import Tokenizer
 from lmserve.types import Done, FinishReason
 
-Outcome = Done | EngineError | DeadlineExceeded | Unsatisfiable
+Outcome = Done | EngineError | EngineUnavailable | DeadlineExceeded | Unsatisfiable
+
+_FAILED = (EngineError, EngineUnavailable, Unsatisfiable)
 
 
 def reason_of(outcome: Outcome) -> FinishReason:
     """As the metrics count it."""
     if isinstance(outcome, Done):
         return outcome.finish_reason
-    return "error" if isinstance(outcome, EngineError | Unsatisfiable) else "abort"
+    return "error" if isinstance(outcome, _FAILED) else "abort"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,10 @@ class Work:
     priority: int = 0
     deadline_s: float | None = None  # from the submission
     owner: str = ""
+    cache_salt: str = ""
     session_id: int | None = None  # with `owner`, the client's handle to end it by
+    encoded_s: float | None = None  # when its prompt was tokens, on that clock
+    operation: str = "text_completion"  # or `chat`, `embeddings`: as OpenTelemetry names them
     transcript: Transcript | None = None  # kept of the answer
     parser: AnswerParser | None = None  # tells its parts apart
     shows_logprobs: bool = False  # else they are only for choosing the best

@@ -112,7 +112,11 @@ class Connection:
             await self._writer.write(error_event(error))
             return
         if len(data) > OFF_LOOP_BYTES:
-            event = await asyncio.to_thread(event_of, data)
+            try:
+                event = await asyncio.to_thread(event_of, data)
+            except asyncio.CancelledError:  # the client left meanwhile
+                body.release()
+                raise
         else:
             event = event_of(data)
         if event.type == "session.authenticate" and not self._opener.api_key:

@@ -15,6 +15,7 @@ from lmserve.distributor.wish import Wish
 from lmserve.edge.cross_site import crosses
 from lmserve.edge.keyring import KEYRING, Keyring
 from lmserve.edge.middlewares import REQUEST_ID
+from lmserve.edge.refusal import check_sockets
 from lmserve.edge.socket import authentication
 from lmserve.edge.socket.writer import Writer
 from lmserve.errors import RequestError, Unauthorized
@@ -58,11 +59,12 @@ async def connect(request: web.Request) -> web.StreamResponse:
         raise RequestError(
             "this is a WebSocket: connect with one; or POST here for one answer over HTTP"
         )
+    check_sockets(len(app[SOCKETS]), settings.max_sockets)
     opener = _opener(request, proxy)
     if crosses(request):
         await _ask_node(request, proxy, opener)
     stream = await socket.prepare(request)
-    writer = Writer(request, socket, stream, settings.write_timeout_s)
+    writer = Writer(request, socket, stream)
     backend = Backend(
         proxy.dispatch, proxy.bodies, app[METRICS], app[SOCKETS], lambda: proxy.stopping
     )
@@ -70,6 +72,7 @@ async def connect(request: web.Request) -> web.StreamResponse:
     with app[SOCKETS].holding(socket, connection.settled):
         opener.api_key = key_of(request)
         if opener.api_key or await _authenticated(socket, writer, keyring, protocols, opener):
+            app[SOCKETS].belongs(socket, owner or keyring.owner_of(opener.api_key) or "")
             await connection.serve()
     return socket
 

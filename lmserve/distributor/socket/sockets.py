@@ -8,12 +8,15 @@ from contextlib import contextmanager
 
 from aiohttp import WSCloseCode, web
 
+from lmserve.edge.socket.authentication import dismiss
+
 Settle = Callable[[float], Awaitable[None]]
 
 
 class Sockets:
     def __init__(self) -> None:
         self._open: dict[web.WebSocketResponse[bool], Settle] = {}
+        self._owners: dict[web.WebSocketResponse[bool], str] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -27,6 +30,17 @@ class Sockets:
             yield
         finally:
             del self._open[socket]
+            self._owners.pop(socket, None)
+
+    def belongs(self, socket: web.WebSocketResponse[bool], owner: str) -> None:
+        self._owners[socket] = owner
+
+    def dismiss(self, knows: Callable[[str], bool]) -> None:
+        """Ends the connections of owners that are no longer known."""
+        for socket, owner in list(self._owners.items()):
+            if not knows(owner):
+                del self._owners[socket]
+                self.keep(asyncio.create_task(dismiss(socket)))
 
     def keep(self, ending: asyncio.Task[None]) -> None:
         """What is left to do for a connection that has ended."""

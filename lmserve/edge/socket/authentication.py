@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+from contextlib import suppress
 
-from aiohttp import WSMsgType, hdrs, web
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from lmserve.edge.keyring import Keyring, brought
 from lmserve.errors import InvalidField, Unauthorized
@@ -31,15 +32,12 @@ def offered(request: web.Request) -> list[str]:
 
 def by_headers(request: web.Request, keyring: Keyring) -> str | None:
     """The owner, by the headers; None: the first event must tell. Raises Unauthorized, for a key
-    that is wrong."""
+    that is wrong; Forbidden, for one that may not use the model."""
     if not keyring.asks:
         return ""
     if not brought(request):
         return None
-    owner = keyring.owner(request)
-    if owner is None:
-        raise _wrong()
-    return owner
+    return _allowed(keyring.owner(request), keyring)
 
 
 def by_subprotocol(protocols: list[str], keyring: Keyring) -> str | None:
@@ -47,10 +45,7 @@ def by_subprotocol(protocols: list[str], keyring: Keyring) -> str | None:
     keys = keys_of(protocols)
     if not keys:
         return None
-    owner = keyring.owner_of(*keys)
-    if owner is None:
-        raise _wrong()
-    return owner
+    return _allowed(keyring.owner_of(*keys), keyring)
 
 
 def keys_of(protocols: list[str]) -> list[str]:
@@ -72,10 +67,15 @@ async def by_first_event(
     if parsed.get("type") != "session.authenticate":
         raise first()
     asked, _ = convert(parsed, Authenticate)
-    owner = keyring.owner_of(asked.api_key)
-    if owner is None:
-        raise _wrong()
-    return owner, asked
+    return _allowed(keyring.owner_of(asked.api_key), keyring), asked
+
+
+async def dismiss(socket: web.WebSocketResponse[bool]) -> None:
+    """Ends a connection whose key is known no more."""
+    with suppress(ConnectionResetError):
+        await socket.close(
+            code=WSCloseCode.POLICY_VIOLATION, message=b"the API key is no longer valid"
+        )
 
 
 def _key(protocol: str) -> str:
@@ -98,5 +98,8 @@ def first() -> Unauthorized:
     )
 
 
-def _wrong() -> Unauthorized:
-    return Unauthorized("the API key is not known here: ask whoever runs this server for one")
+def _allowed(owner: str | None, keyring: Keyring) -> str:
+    if owner is None:
+        raise Unauthorized("the API key is not known here: ask whoever runs this server for one")
+    keyring.check(owner, "use")
+    return owner

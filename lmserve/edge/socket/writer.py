@@ -8,24 +8,19 @@ import asyncio
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
-from lmserve.edge.slow import drop
-
 
 class Writer:
-    """Writes whole events, each a text frame. A client that takes no bytes for `write_timeout_s`
-    while something waits is dropped."""
+    """Writes whole events, each a text frame."""
 
     def __init__(
         self,
         request: web.Request,
         socket: web.WebSocketResponse,
         stream: AbstractStreamWriter,
-        write_timeout_s: float,
     ):
         self._request = request
         self._socket = socket
         self._stream = stream
-        self._write_timeout_s = write_timeout_s
 
     def write_now(self, event: bytes) -> bool:
         """Writes without waiting; False when the client lags, so that the next write should wait
@@ -40,17 +35,11 @@ class Writer:
         self.write_now(event)
 
     async def drained(self) -> None:
-        """Returns when the client has taken what was written."""
-        if not self._request.protocol.writing_paused:
-            return
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                while self._request.protocol.writing_paused:
-                    self._transport()  # of a lost one, `drain` returns at once
-                    await self._stream.drain()
-        except TimeoutError:
-            drop(self._request, self._write_timeout_s)
-            raise ConnectionResetError("the client reads nothing") from None
+        """Returns when the client has taken what was written; one that does not loses its
+        connection (`lmserve.edge.connection`)."""
+        while self._request.protocol.writing_paused:
+            self._transport()  # of a lost one, `drain` returns at once
+            await self._stream.drain()
 
     def _transport(self) -> asyncio.Transport:
         transport = self._request.transport

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from aiohttp import BodyPartReader, web
+from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http import HttpProcessingError
 
-from lmserve.errors import InvalidField, RequestError
+from lmserve.edge.patience import Patience
+from lmserve.errors import BodyTooLarge, InvalidField, RequestError
 from lmserve.protocol.batches.files import MAX_FIELD_BYTES, file_name
-from lmserve.server.body import READ_TIMEOUT_S
+from lmserve.server.keys import SETTINGS
 from lmserve.service.batches.files import Files, Upload
 
-LEAST_BYTES_S = 16 * 1024  # a slower client is given up, once its first patience is used up
 MAX_PARTS = 16
 CHUNK_BYTES = 64 * 1024
+MAX_FORM_BYTES = 2**20  # less its file
 
 _PLAIN = ("binary", "8bit", "7bit")
 # what aiohttp's reader makes of forms that are none
@@ -47,6 +48,9 @@ async def reading(request: web.Request, files: Files) -> AsyncIterator[Form]:
         raise RequestError("send the file as multipart/form-data: curl -F file=@requests.jsonl")
     if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise RequestError("compressed bodies are not read: send it without Content-Encoding")
+    most = request.app[SETTINGS].batches.max_file_bytes
+    if (request.content_length or 0) > most + MAX_FORM_BYTES:
+        raise BodyTooLarge(f"the form is over {most} bytes (max_file_bytes): send less")
     form = Form(files.upload())
     try:
         await _read(request, form)
@@ -56,43 +60,49 @@ async def reading(request: web.Request, files: Files) -> AsyncIterator[Form]:
 
 
 async def _read(request: web.Request, form: Form) -> None:
+    patience = Patience(request.app[SETTINGS].limits.body_timeout_s)
     try:
-        async with asyncio.timeout(READ_TIMEOUT_S) as patience:
-            await _read_parts(request, form, patience)
-    except TimeoutError:
-        raise RequestError(
-            f"the file came too slowly: send {LEAST_BYTES_S // 1024} KiB a second at least"
-        ) from None
+        await _read_parts(request, form, patience)
     except _BAD_FORMS:
         raise RequestError("the form is cut short or badly framed: send it again") from None
 
 
-async def _read_parts(request: web.Request, form: Form, patience: asyncio.Timeout) -> None:
-    began = asyncio.get_running_loop().time()
+async def _read_parts(request: web.Request, form: Form, patience: Patience) -> None:
     parts = await request.multipart()
     num_parts, has_file = 0, False
-    while (part := await parts.next()) is not None:
+    while (part := await _next(parts, patience)) is not None:
         num_parts += 1
         if num_parts > MAX_PARTS or not isinstance(part, BodyPartReader):
             raise RequestError(f"the form has over {MAX_PARTS} parts, or forms inside")
         if part.headers.get("Content-Transfer-Encoding", "binary").lower() not in _PLAIN:
             raise RequestError("parts are not decoded: send them without Content-Transfer-Encoding")
         if part.name != "file":
-            form.fields[part.name or ""] = await _text(part)
+            form.fields[part.name or ""] = await _text(part, patience)
             continue
         if has_file:
             raise InvalidField("file came twice: send one", param="file")
         has_file, form.filename = True, file_name(part.filename)
-        while chunk := await part.read_chunk(CHUNK_BYTES):
+        while chunk := await _chunk(part, CHUNK_BYTES, patience):
             await form.upload.write(chunk)
-            patience.reschedule(began + READ_TIMEOUT_S + form.upload.num_bytes / LEAST_BYTES_S)
     if not has_file:
         raise InvalidField("file is required", param="file")
 
 
-async def _text(part: BodyPartReader) -> str:
+async def _next(parts: MultipartReader, patience: Patience) -> Any:
+    async with patience:
+        return await parts.next()
+
+
+async def _chunk(part: BodyPartReader, num_bytes: int, patience: Patience) -> bytes:
+    async with patience:
+        chunk = await part.read_chunk(num_bytes)
+    patience.came(len(chunk))
+    return chunk
+
+
+async def _text(part: BodyPartReader, patience: Patience) -> str:
     data = bytearray()
-    while chunk := await part.read_chunk(MAX_FIELD_BYTES):
+    while chunk := await _chunk(part, MAX_FIELD_BYTES, patience):
         data += chunk
         if len(data) > MAX_FIELD_BYTES:
             name = (part.name or "")[:50]

@@ -27,7 +27,7 @@ from lmserve.protocol.responses.objects import (
 )
 from lmserve.protocol.responses.requests import ResponseCreate, ResponseFields
 from lmserve.server.responses.item_views import input_items
-from lmserve.server.responses.views import response_object
+from lmserve.server.responses.views import response_of
 from lmserve.server.routes.session_views import key_of, message, naming, place_or_head, renaming
 from lmserve.service.answers.answers import Answer, Answers
 from lmserve.service.answers.records import Ask, Record
@@ -91,10 +91,10 @@ class ResponseCalls:
                 return await self._answers.begin(ask)
 
     async def retrieve(self, id: str) -> ResponseObject:
-        return response_object(await self._answers.record(self._owner, id))
+        return await response_of(await self._answers.record(self._owner, id))
 
     async def cancel(self, id: str) -> ResponseObject:
-        return response_object(await self._answers.cancel(self._owner, id))
+        return await response_of(await self._answers.cancel(self._owner, id))
 
     async def delete(self, id: str) -> ResponseDeleted:
         await self._answers.delete(self._owner, id)

@@ -18,8 +18,7 @@ from lmserve.protocol.responses.items import (
     ResponsePart,
     ResponseReasoningText,
 )
-from lmserve.server.responses.item_views import item_id, output_item, told
-from lmserve.service.answers.records import Record
+from lmserve.server.responses.item_views import item_id, told
 from lmserve.service.items import Call, Item, Items
 from lmserve.service.streams.stream import StreamEvent
 from lmserve.types import CallBegun, Content, NamedLogprob, Part, Reasoning
@@ -84,10 +83,10 @@ def _rated(logprobs: Sequence[NamedLogprob]) -> bytes:
     return b',"logprobs":%b}' % msgspec.json.encode(token_logprobs(logprobs))
 
 
-def last_done(record: Record, number: int) -> list[StreamEvent]:
-    """The end of its last item; whoever told of that one may be gone."""
-    index = len(record.said) - 1
-    return [] if index < 0 else _done(output_item(record, index), index, number)
+def last_done(items: Sequence[ResponseOutputItem], number: int) -> list[StreamEvent]:
+    """The end of the last of all; whoever told of that one may be gone."""
+    index = len(items) - 1
+    return [] if index < 0 else _done(items[index], index, number)
 
 
 def event(event: wire.ResponseEvent) -> StreamEvent:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from msgspec import UNSET
 
-from lmserve.protocol.logprobs import token_logprobs
+from lmserve.protocol.logprobs import ChatTokenLogprob, token_logprobs_json
 from lmserve.protocol.responses.items import (
     ItemStatus,
     ResponseFunctionCall,
@@ -54,7 +54,8 @@ def told(item: Item, id: str, *, is_cut: bool = False) -> ResponseOutputItem:
     status: ItemStatus = "incomplete" if is_cut else "completed"
     match item:
         case Content(text, logprobs):
-            content = [ResponseOutputText(text=text, logprobs=token_logprobs(logprobs))]
+            rated = cast("list[ChatTokenLogprob]", token_logprobs_json(logprobs))  # made once
+            content = [ResponseOutputText(text=text, logprobs=rated)]
             return ResponseOutputMessage(id=id, status=status, content=content)
         case Reasoning(text):
             thoughts = [ResponseReasoningText(text=text)]

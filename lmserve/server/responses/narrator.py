@@ -9,6 +9,7 @@ import msgspec
 
 from lmserve.protocol.responses import events as wire
 from lmserve.server.responses.item_events import ItemEvents, event, last_done
+from lmserve.server.responses.item_views import output_items
 from lmserve.server.responses.views import response_object
 from lmserve.service.answers.records import (
     Notice,
@@ -96,9 +97,10 @@ class ResponseNarrator:
                 )
 
     def closing(self, record: Record, number: int) -> Sequence[StreamEvent]:
-        events = last_done(record, number)
+        items = output_items(record)
+        events = last_done(items, number)
         end = _ENDS[record.status]
-        last = end(sequence_number=number + len(events), response=response_object(record))
+        last = end(sequence_number=number + len(events), response=response_object(record, items))
         return [*events, event(last)]
 
 

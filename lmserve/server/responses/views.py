@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
+from lmserve.protocol.responses.items import ResponseOutputItem
 from lmserve.protocol.responses.objects import (
     TOLD,
     ResponseFailure,
@@ -11,13 +15,24 @@ from lmserve.protocol.responses.objects import (
 )
 from lmserve.protocol.sessions import message_id
 from lmserve.server.responses.item_views import output_items
-from lmserve.service.answers.records import Record
+from lmserve.service.answers.records import Record, has_logprobs
 
 _UNTOLD = frozenset(("queued", "in_progress"))
 
 
-def response_object(record: Record) -> ResponseObject:
-    """What was said is in its output once it has ended."""
+async def response_of(record: Record) -> ResponseObject:
+    """Off the loop where there are log probabilities: of many, they take seconds."""
+    if has_logprobs(record):
+        return await asyncio.to_thread(response_object, record)
+    return response_object(record)
+
+
+def response_object(
+    record: Record, items: Sequence[ResponseOutputItem] | None = None
+) -> ResponseObject:
+    """What was said is in its output once it has ended. `items`: that, where it is made."""
+    if items is None:
+        items = [] if record.status in _UNTOLD else output_items(record)
     told = {name: value for name, value in record.told.items() if name in TOLD}
     told.setdefault("background", record.background)
     completed = record.status == "completed" and record.ended is not None
@@ -31,7 +46,7 @@ def response_object(record: Record) -> ResponseObject:
             None if record.reason is None else ResponseIncompleteDetails(reason=record.reason)
         ),
         model=record.model,
-        output=[] if record.status in _UNTOLD else output_items(record),
+        output=list(items),
         previous_response_id=record.previous,
         successor=record.successor,
         usage=None if record.usage is None else ResponseUsage.of(record.usage),

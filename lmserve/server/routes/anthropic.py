@@ -21,7 +21,7 @@ from lmserve.protocol.anthropic.requests import (
 )
 from lmserve.protocol.openapi import Operation, Query
 from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server.keys import SERVICE
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
 from lmserve.service.encode import Form
 from lmserve.service.generate import Generation, read
@@ -30,7 +30,6 @@ from lmserve.types import TextDelta
 
 async def messages(request: web.Request) -> web.StreamResponse:
     app = request.app
-    timeout_s = app[SETTINGS].server.write_timeout_s
     async with body.reading(request, MessagesRequest) as asked:
         generation = await app[SERVICE].generate(asked.to_generate(request[OWNER]))
     with generation.lease():
@@ -45,12 +44,11 @@ async def messages(request: web.Request) -> web.StreamResponse:
             return await sse.send(
                 request,
                 stream_events(asked, generation, teller),
-                timeout_s,
                 _follow(generation, teller),
                 end_with=partial(error_event, request_id=request[REQUEST_ID]),
             )
         answer = await whole(id, asked, generation)
-    return await sse.send_whole(request, json_response(answer), timeout_s)
+    return json_response(answer)
 
 
 async def stream_events(
@@ -96,11 +94,9 @@ async def whole(id: str, asked: MessagesRequest, generation: Generation) -> byte
 async def count_tokens(request: web.Request) -> web.Response:
     app = request.app
     async with body.reading(request, CountTokensRequest) as asked:
-        rendered = await app[SERVICE].render(asked.to_generate(), Form())
+        rendered = await app[SERVICE].render(asked.to_generate(), Form(), request[OWNER])
     answer = msgspec.json.encode(CountTokensResponse(input_tokens=len(rendered.token_ids)))
-    return await sse.send_whole(
-        request, json_response(answer), app[SETTINGS].server.write_timeout_s
-    )
+    return json_response(answer)
 
 
 _HEADERS = (

@@ -20,7 +20,7 @@ from lmserve.protocol.control import (
     check_tags,
 )
 from lmserve.protocol.openapi import Operation, Query
-from lmserve.server import body, sse
+from lmserve.server import body
 from lmserve.server.keys import HANDLE, SERVICE, SETTINGS, WARMTH
 from lmserve.server.routes.route import Route, json_response
 
@@ -73,7 +73,8 @@ async def terminate(request: web.Request) -> web.StreamResponse:
     logger.warning("a client ends the server")
     response = web.Response()
     response.force_close()
-    await sse.send_whole(request, response, settings.write_timeout_s)
+    await response.prepare(request)
+    await response.write_eof()
     os.kill(os.getpid(), signal.SIGTERM)
     return response
 
@@ -93,6 +94,7 @@ ROUTES = [
             content_type="",
             statuses=(400, 503),
         ),
+        scope="admin",
     ),
     Route(
         "POST",
@@ -114,6 +116,7 @@ ROUTES = [
             content_type="",
             statuses=(400, 503),
         ),
+        scope="admin",
     ),
     Route(
         "GET",
@@ -125,6 +128,7 @@ ROUTES = [
             tag="operation",
             response=SleepingResponse,
         ),
+        scope="admin",
     ),
     Route(
         "POST",
@@ -153,6 +157,7 @@ ROUTES = [
             content_type="",
             statuses=(400, 403),
         ),
+        scope="admin",
         acts=True,
     ),
 ]

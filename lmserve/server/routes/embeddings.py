@@ -16,17 +16,16 @@ from lmserve.protocol.embeddings import (
     EmbeddingUsage,
 )
 from lmserve.protocol.openapi import Operation
-from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server import body
+from lmserve.server.keys import SERVICE
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
 from lmserve.service.rating.embedding import Embedding
 
 
-async def embeddings(request: web.Request) -> web.StreamResponse:
+async def embeddings(request: web.Request) -> web.Response:
     app = request.app
     async with body.reading(request, EmbeddingRequest) as asked:
-        whole = json_response(await answer(app, asked, request[OWNER]))
-    return await sse.send_whole(request, whole, app[SETTINGS].server.write_timeout_s)
+        return json_response(await answer(app, asked, request[OWNER]))
 
 
 async def answer(app: web.Application, asked: EmbeddingRequest, owner: str) -> bytes:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import suppress
-
 import msgspec
 from aiohttp import web
 
 from lmserve.edge.keyring import OWNER
-from lmserve.edge.slow import drop
 from lmserve.errors import InvalidField
 from lmserve.protocol.batches import files as wire
 from lmserve.protocol.openapi import Operation, Query
 from lmserve.protocol.sessions import whole_number
 from lmserve.server.batches import form
 from lmserve.server.batches.views import file_object
-from lmserve.server.keys import BATCHES, SETTINGS
+from lmserve.server.keys import BATCHES
 from lmserve.server.routes.route import Route, json_response
 from lmserve.service.batches.batches import check_expires_after
 from lmserve.service.batches.files import Files
@@ -69,22 +65,18 @@ async def delete(request: web.Request) -> web.Response:
 
 
 async def content(request: web.Request) -> web.StreamResponse:
-    files, timeout_s = _files(request), request.app[SETTINGS].server.write_timeout_s
+    files = _files(request)
     record = files.get(request[OWNER], _id(request))
     response = web.StreamResponse(headers={"Content-Disposition": "attachment"})
     response.content_type = "application/octet-stream"
     response.content_length = record.num_bytes
-    with suppress(TimeoutError):
-        async with files.reading(record) as chunks:
-            await response.prepare(request)
-            if request.method == "HEAD":
-                return response
-            async for chunk in chunks:
-                async with asyncio.timeout(timeout_s):
-                    await response.write(chunk)
-            await response.write_eof()
+    async with files.reading(record) as chunks:
+        await response.prepare(request)
+        if request.method == "HEAD":
             return response
-    drop(request, timeout_s)
+        async for chunk in chunks:
+            await response.write(chunk)
+    await response.write_eof()
     return response
 
 

@@ -71,7 +71,6 @@ async def answer(request: web.Request, plain: Plain[T]) -> web.StreamResponse:
     if IDEMPOTENCY_HEADER in headers or (RESUMABLE_HEADER in headers and _is_resumable(request)):
         return await _keep(request, plain)
     app = request.app
-    timeout_s = app[SETTINGS].server.write_timeout_s
     async with body.reading(request, plain.body) as asked:
         generations = await app[SERVICE].generate_all(plain.requests(asked, request[OWNER]))
     with ExitStack() as leases:
@@ -79,9 +78,9 @@ async def answer(request: web.Request, plain: Plain[T]) -> web.StreamResponse:
             leases.enter_context(generation.lease())
         reply = plain.reply(asked, generations)
         if asked.stream:
-            return await sse.send(request, reply.chunks(), timeout_s, reply.follow)
+            return await sse.send(request, reply.chunks(), reply.follow)
         whole = await reply.whole()
-    return await sse.send_whole(request, json_response(whole), timeout_s)
+    return json_response(whole)
 
 
 async def whole(
@@ -100,8 +99,7 @@ async def whole(
 
 async def _keep(request: web.Request, plain: Plain[T]) -> web.StreamResponse:
     owner = request[OWNER]
-    server = request.app[SETTINGS].server
-    timeout_s, keep_alive_s = server.write_timeout_s, server.keep_alive_s
+    keep_alive_s = request.app[SETTINGS].server.keep_alive_s
     async with body.reading(request, plain.body) as asked:
         recipe = _recipe(request.app, plain, asked, owner)
         key = await _key(request, asked, owner)
@@ -109,9 +107,9 @@ async def _keep(request: web.Request, plain: Plain[T]) -> web.StreamResponse:
         await making.started()
     await making.begun((keep_alive_s or None) if asked.stream else None)
     if asked.stream:
-        return await sse.send_stream(request, making.stream, timeout_s)
+        return await sse.send_stream(request, making.stream)
     (event,) = making.stream.since(0)
-    return await sse.send_whole(request, json_response(event.data), timeout_s)
+    return json_response(event.data)
 
 
 def _recipe(app: web.Application, plain: Plain[T], asked: T, owner: str) -> Recipe:

@@ -100,7 +100,7 @@ async def _control(
             sessions.cancel(key)
         else:
             await sessions.end(key)
-    return await _send_whole(request, InteractiveEncoder().whole("", 0, "stop"), _headers(key))
+    return _object(InteractiveEncoder().whole("", 0, "stop"), _headers(key))
 
 
 async def _replay(
@@ -125,13 +125,12 @@ async def _say(
 ) -> web.StreamResponse:
     """One object, in the form that was asked for."""
     if not asked.stream:
-        return await _send_whole(request, answer, _headers(key))
+        return _object(answer, _headers(key))
 
     async def line() -> AsyncGenerator[bytes, None]:
         yield answer + b"\n"
 
-    timeout_s = request.app[SETTINGS].server.write_timeout_s
-    return await sse.send(request, line(), timeout_s, late=lambda: _headers(key), keep_alive=False)
+    return await sse.send(request, line(), late=lambda: _headers(key), keep_alive=False)
 
 
 # --- answers --------------------------------------------------------------------------------
@@ -148,7 +147,7 @@ async def _whole(
         answer = encoder.failed(error)
     else:
         answer = encoder.whole(text, done.usage.completion_tokens, done.finish_reason)
-    return await _send_whole(request, answer, _headers(key, turn))
+    return _object(answer, _headers(key, turn))
 
 
 async def _stream(
@@ -158,7 +157,6 @@ async def _stream(
     return await sse.send(
         request,
         stream_lines(turn, encoder),
-        request.app[SETTINGS].server.write_timeout_s,
         lambda write: turn.generation.follow(lambda delta: write(encoder.delta(delta))),
         end_with=lambda error: encoder.failed(error) + b"\n",
         late=lambda: _headers(key, turn),
@@ -182,12 +180,10 @@ async def stream_lines(
         yield encoder.failed(error) + b"\n"
 
 
-async def _send_whole(
-    request: web.Request, answer: bytes, headers: dict[str, str]
-) -> web.StreamResponse:
+def _object(answer: bytes, headers: dict[str, str]) -> web.Response:
     response = json_response(answer)
     response.headers.update(headers)
-    return await sse.send_whole(request, response, request.app[SETTINGS].server.write_timeout_s)
+    return response
 
 
 def _headers(key: SessionKey | None, turn: Turn | Alone | None = None) -> dict[str, str]:

@@ -22,7 +22,7 @@ from lmserve.protocol.ollama.requests import OllamaChatRequest, OllamaGenerateRe
 from lmserve.protocol.ollama.teller import OllamaTeller
 from lmserve.protocol.openapi import Operation
 from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server.keys import SERVICE
 from lmserve.server.routes.ollama_models import model_named
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
 from lmserve.service.generate import Generation, read
@@ -44,7 +44,6 @@ async def _answer(
 ) -> web.StreamResponse:
     began_ns = time.perf_counter_ns()
     app = request.app
-    timeout_s = app[SETTINGS].server.write_timeout_s
     async with body.reading(request, kind) as asked:
         model = model_named(request, asked.model)
         encoder = OllamaEncoder(model.name, name)
@@ -57,7 +56,6 @@ async def _answer(
             return await sse.send(
                 request,
                 _lines(generation, teller, began_ns),
-                timeout_s,
                 _follow(generation, teller),
                 end_with=_error_line,
                 late=lambda: {"Content-Type": NDJSON},
@@ -65,7 +63,7 @@ async def _answer(
             )
         done = await read(generation, teller.add)
     whole = teller.whole(done, generation.timings, time.perf_counter_ns() - began_ns)
-    return await sse.send_whole(request, json_response(whole), timeout_s)
+    return json_response(whole)
 
 
 async def _lines(

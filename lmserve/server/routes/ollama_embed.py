@@ -19,8 +19,8 @@ from lmserve.protocol.ollama.embed import (
     OllamaEmbedResponse,
 )
 from lmserve.protocol.openapi import Operation
-from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server import body
+from lmserve.server.keys import SERVICE
 from lmserve.server.routes.ollama_models import model_named
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
 from lmserve.service.rating.embedding import Embedding
@@ -35,7 +35,7 @@ async def embed(request: web.Request) -> web.Response:
         answer = _encoded(asked, name, found, began_ns)
     else:  # of thousands it takes seconds
         answer = await asyncio.to_thread(_encoded, asked, name, found, began_ns)
-    return await _send(request, answer)
+    return json_response(answer)
 
 
 def _encoded(
@@ -57,12 +57,7 @@ async def embeddings(request: web.Request) -> web.Response:
         (one,) = await request.app[SERVICE].embed(asked.to_generate(request[OWNER], name), "mean")
     vector = vector_of(one.vector, normalize=False)
     answer = OllamaEmbeddingsResponse(embedding=vector.tolist())
-    return await _send(request, msgspec.json.encode(answer))
-
-
-async def _send(request: web.Request, answer: bytes) -> web.Response:
-    timeout_s = request.app[SETTINGS].server.write_timeout_s
-    return await sse.send_whole(request, json_response(answer), timeout_s)
+    return json_response(msgspec.json.encode(answer))
 
 
 ROUTES = [

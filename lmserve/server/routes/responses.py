@@ -14,9 +14,9 @@ from lmserve.server import body, sse
 from lmserve.server.cursor import cursor
 from lmserve.server.idempotency import HEADER as IDEMPOTENCY_HEADER
 from lmserve.server.idempotency import idempotency, key_from
-from lmserve.server.keys import ANSWERS, SESSIONS, SETTINGS
+from lmserve.server.keys import ANSWERS, SESSIONS
 from lmserve.server.responses.calls import ResponseCalls
-from lmserve.server.responses.views import response_object
+from lmserve.server.responses.views import response_of
 from lmserve.server.routes import response_operations as operations
 from lmserve.server.routes.route import Route, json_response
 from lmserve.server.routes.session_views import SESSION_HEADER
@@ -39,27 +39,26 @@ async def begin(request: web.Request, asked: ResponseFields, session: str | None
 
 async def tell(request: web.Request, asked: ResponseFields, answer: Answer) -> web.StreamResponse:
     """As it is made, when it is made, or at once in the background."""
-    timeout_s, record = _timeout_s(request), answer.record
+    record = answer.record
     if asked.stream:
         headers = {SESSION_HEADER: record.session}
-        return await sse.send_stream(request, answer.stream, timeout_s, headers=headers)
+        return await sse.send_stream(request, answer.stream, headers=headers)
     if not asked.background:
         with answer.stream.reading(answer.stream.next - 1):  # whoever waits reads it
             record = await answer.ended()
-    return await sse.send_whole(request, _response(record), timeout_s)
+    return await _response(record)
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
     answers, id = request.app[ANSWERS], _id(request)
     if not wire.truth(request.query.get("stream", "false"), "stream"):
-        return _response(await answers.record(request[OWNER], id))
+        return await _response(await answers.record(request[OWNER], id))
     starting_after = cursor(request)
     record = await answers.record(request[OWNER], id)
     stream = await answers.stream(request[OWNER], id)
     return await sse.send_stream(
         request,
         stream,
-        _timeout_s(request),
         starting_after=starting_after,
         headers={SESSION_HEADER: record.session},
     )
@@ -106,12 +105,8 @@ def _id(request: web.Request) -> str:
     return request.match_info["response_id"]
 
 
-def _timeout_s(request: web.Request) -> float:
-    return request.app[SETTINGS].server.write_timeout_s
-
-
-def _response(record: Record) -> web.Response:
-    response = _say(response_object(record))
+async def _response(record: Record) -> web.Response:
+    response = _say(await response_of(record))
     response.headers[SESSION_HEADER] = record.session
     response.headers[sse.STREAM_HEADER] = record.id
     return response

@@ -7,6 +7,7 @@ from typing import Literal
 
 from aiohttp import web
 
+from lmserve.edge.key_file import Scope
 from lmserve.edge.middlewares import ErrorBody, Handler
 from lmserve.protocol.openapi import Operation
 
@@ -20,6 +21,7 @@ class Route:
     handler: Handler
     operation: Operation
     open: bool = False  # answers without an API key too
+    scope: Scope = "use"  # what the key must allow; all others are behind the admin port, too
     acts: bool = False  # though a GET: no HEAD, no other web page's link or image may do it
     part: Literal["docs", "metrics"] | None = None  # served only with this setting
     error_body: ErrorBody | None = None  # in the words of another API than OpenAI's

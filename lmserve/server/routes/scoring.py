@@ -23,16 +23,16 @@ from lmserve.protocol.scoring import (
     ScoreUsage,
     share,
 )
-from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server import body
+from lmserve.server.keys import SERVICE
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
 from lmserve.service.rating.scoring import Likelihood
 
 
-async def score(request: web.Request) -> web.StreamResponse:
+async def score(request: web.Request) -> web.Response:
     async with body.reading(request, ScoreRequest) as asked:
         answer = await score_answer(request.app, asked, request[OWNER])
-    return await _send(request, answer)
+    return _say(answer)
 
 
 async def score_answer(app: web.Application, asked: ScoreRequest, owner: str) -> ScoreResponse:
@@ -51,10 +51,10 @@ async def score_answer(app: web.Application, asked: ScoreRequest, owner: str) ->
     )
 
 
-async def rerank(request: web.Request) -> web.StreamResponse:
+async def rerank(request: web.Request) -> web.Response:
     async with body.reading(request, RerankRequest) as asked:
         answer = await rerank_answer(request.app, asked, request[OWNER])
-    return await _send(request, answer)
+    return _say(answer)
 
 
 async def rerank_answer(app: web.Application, asked: RerankRequest, owner: str) -> RerankResponse:
@@ -67,13 +67,13 @@ async def rerank_answer(app: web.Application, asked: RerankRequest, owner: str) 
     )
 
 
-async def perplexity(request: web.Request) -> web.StreamResponse:
+async def perplexity(request: web.Request) -> web.Response:
     async with body.reading(request, PerplexityRequest) as asked:
         (found,) = await request.app[SERVICE].perplexity(asked.to_generate(request[OWNER]))
     if found.num_tokens == 0:
         raise InvalidField("input has one token: give at least two", param="input")
     answer = PerplexityResponse(ppl=-found.logprob / found.num_tokens, num_tokens=found.num_tokens)
-    return await _send(request, answer)
+    return _say(answer)
 
 
 async def _judge(
@@ -95,9 +95,8 @@ def _usage(found: Sequence[Sequence[Likelihood]]) -> ScoreUsage:
     return ScoreUsage(prompt_tokens=num_tokens, total_tokens=num_tokens)
 
 
-async def _send(request: web.Request, answer: msgspec.Struct) -> web.StreamResponse:
-    whole = json_response(msgspec.json.encode(answer))
-    return await sse.send_whole(request, whole, request.app[SETTINGS].server.write_timeout_s)
+def _say(answer: msgspec.Struct) -> web.Response:
+    return json_response(msgspec.json.encode(answer))
 
 
 _PAIRS = {"text_1": "What do cats eat?", "text_2": ["Cats eat mice.", "Rome is in Italy."]}

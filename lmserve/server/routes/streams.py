@@ -7,7 +7,7 @@ from aiohttp import web
 from lmserve.edge.keyring import OWNER
 from lmserve.protocol.openapi import Operation, Query
 from lmserve.server.cursor import HEADER, QUERY, cursor
-from lmserve.server.keys import ANSWERS, SETTINGS, STREAMS
+from lmserve.server.keys import ANSWERS, STREAMS
 from lmserve.server.routes.route import Route
 from lmserve.server.sse import send_stream
 from lmserve.service.streams.stream import Stream
@@ -16,8 +16,7 @@ from lmserve.service.streams.stream import Stream
 async def streams(request: web.Request) -> web.StreamResponse:
     starting_after = cursor(request)
     stream = await find(request.app, request[OWNER], request.match_info["stream_id"])
-    timeout_s = request.app[SETTINGS].server.write_timeout_s
-    return await send_stream(request, stream, timeout_s, starting_after=starting_after)
+    return await send_stream(request, stream, starting_after=starting_after)
 
 
 async def find(app: web.Application, owner: str, id: str) -> Stream:

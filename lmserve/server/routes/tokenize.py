@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from lmserve.edge.keyring import OWNER
 from lmserve.protocol.openai.chat import ChatCompletionRequest
 from lmserve.protocol.openapi import Operation
 from lmserve.protocol.tokenize import (
@@ -16,8 +17,8 @@ from lmserve.protocol.tokenize import (
     TokenizeResponse,
     TokenizerInfo,
 )
-from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server import body
+from lmserve.server.keys import SERVICE
 from lmserve.server.routes.route import Route, json_response
 from lmserve.service.encode import Form
 
@@ -31,20 +32,20 @@ async def tokenize(request: web.Request) -> web.Response:
             add_generation_prompt=asked.begins_answer,
             spelled=bool(asked.return_token_strs),
         )
-        rendered = await request.app[SERVICE].render(asked.to_generate(), form)
+        rendered = await request.app[SERVICE].render(asked.to_generate(), form, request[OWNER])
     answer = TokenizeResponse(
         count=len(rendered.token_ids),
         max_model_len=rendered.model.max_model_len,
         tokens=rendered.token_ids,
         token_strs=rendered.spelled,
     )
-    return await _send(request, answer)
+    return _say(answer)
 
 
 async def detokenize(request: web.Request) -> web.Response:
     async with body.reading(request, DetokenizeRequest) as asked:
-        rendered = await request.app[SERVICE].render(asked.to_generate(), Form())
-    return await _send(request, DetokenizeResponse(prompt=rendered.text))
+        rendered = await request.app[SERVICE].render(asked.to_generate(), Form(), request[OWNER])
+    return _say(DetokenizeResponse(prompt=rendered.text))
 
 
 async def tokenizer_info(request: web.Request) -> web.Response:
@@ -55,12 +56,12 @@ async def tokenizer_info(request: web.Request) -> web.Response:
         eos_token=info.eos_token,
         chat_template=info.chat_template,
     )
-    return await _send(request, answer)
+    return _say(answer)
 
 
 async def render_chat(request: web.Request) -> web.Response:
     async with body.reading(request, ChatCompletionRequest) as asked:
-        rendered = await request.app[SERVICE].render(asked.to_generate(), Form())
+        rendered = await request.app[SERVICE].render(asked.to_generate(), Form(), request[OWNER])
     answer = RenderResponse(
         model=rendered.model.name,
         prompt=rendered.text,
@@ -68,12 +69,11 @@ async def render_chat(request: web.Request) -> web.Response:
         count=len(rendered.token_ids),
         max_model_len=rendered.model.max_model_len,
     )
-    return await _send(request, answer)
+    return _say(answer)
 
 
-async def _send(request: web.Request, answer: msgspec.Struct) -> web.Response:
-    response = json_response(msgspec.json.encode(answer))
-    return await sse.send_whole(request, response, request.app[SETTINGS].server.write_timeout_s)
+def _say(answer: msgspec.Struct) -> web.Response:
+    return json_response(msgspec.json.encode(answer))
 
 
 ROUTES = [

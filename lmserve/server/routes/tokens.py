@@ -18,7 +18,7 @@ from lmserve.protocol.tokens import (
     OutputEncoder,
 )
 from lmserve.server import body, sse
-from lmserve.server.keys import SERVICE, SETTINGS
+from lmserve.server.keys import SERVICE
 from lmserve.server.routes.route import GENERATE_STATUSES, Route, json_response
 from lmserve.service.generate import Generation, read
 from lmserve.types import TextDelta
@@ -27,26 +27,27 @@ from lmserve.types import TextDelta
 async def encode(request: web.Request) -> web.Response:
     app = request.app
     async with body.reading(request, EncodeRequest) as asked:
-        encoded = await app[SERVICE].encode(asked.to_generate(), add_bos=asked.add_bos is not False)
-    answer = json_response(asked.answer(encoded))
-    return await sse.send_whole(request, answer, app[SETTINGS].server.write_timeout_s)
+        add_bos = asked.add_bos is not False
+        encoded = await app[SERVICE].encode(
+            asked.to_generate(), add_bos=add_bos, owner=request[OWNER]
+        )
+    return json_response(asked.answer(encoded))
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
     app = request.app
-    timeout_s = app[SETTINGS].server.write_timeout_s
     async with body.reading(request, GenerateReqInput) as asked:
         generation = await app[SERVICE].generate(asked.to_generate(request[OWNER]))
     encoder = OutputEncoder(asked, generation)
     with generation.lease():
         if asked.stream:
-            return await sse.send(request, stream_chunks(generation, encoder), timeout_s)
+            return await sse.send(request, stream_chunks(generation, encoder))
         done = await read(generation, encoder.add)
         if asked.return_logprob:  # it may be much to say
             told = await asyncio.to_thread(encoder.end, done)
         else:
             told = encoder.end(done)
-    return await sse.send_whole(request, json_response(told), timeout_s)
+    return json_response(told)
 
 
 async def stream_chunks(

@@ -70,6 +70,7 @@ class Connection:
     ):
         app = request.app
         self._request = request
+        self._owner = owner
         self._socket = socket
         self._writer = writer
         self._count = count
@@ -82,7 +83,7 @@ class Connection:
         self._calls = Jobs("session", max_keys=MAX_CALLS, max_waiting=MAX_CALLS_WAITING)
 
     async def serve(self) -> None:
-        self._request.app[SOCKETS].serves(self._socket, self._lanes.settled)
+        self._request.app[SOCKETS].serves(self._socket, self._owner, self._lanes.settled)
         try:
             while (message := await self._socket.receive()).type not in ENDS:
                 await self._take(message.type, message.data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import WSCloseCode, web
 
 from lmserve.edge.keyring import KEYRING
+from lmserve.edge.refusal import check_sockets
 from lmserve.edge.socket import authentication
 from lmserve.edge.socket.writer import Writer
 from lmserve.errors import RequestError, Unauthorized
@@ -38,8 +39,9 @@ async def connect(request: web.Request) -> web.StreamResponse:
         raise RequestError(
             "this is a WebSocket: connect with one; or POST here for one answer over HTTP"
         )
+    check_sockets(len(app[SOCKETS]), app[SETTINGS].limits.max_sockets)
     stream = await socket.prepare(request)
-    writer = Writer(request, socket, stream, settings.write_timeout_s)
+    writer = Writer(request, socket, stream)
     with app[SOCKETS].holding(socket), app[BODY_BYTES].counting() as count:
         if owner is None:
             owner = await _authenticated(request, socket, writer, protocols)
@@ -91,7 +93,7 @@ ROUTES = [
             "key comes in a header, as the subprotocol `lmserve.key.<base64url>` beside "
             "`lmserve`, or in the first event, `session.authenticate`.",
             content_type="",
-            statuses=(400, 403),
+            statuses=(400, 403, 503),
         ),
         open=True,
         acts=True,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from typing import Any
 
 from aiohttp import WSCloseCode, web
 
+from lmserve.edge.socket.authentication import dismiss
 from lmserve.errors import LmserveError
 from lmserve.service.answers.answers import Answers
 from lmserve.service.metrics import Metrics
@@ -24,7 +26,11 @@ class Sockets:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._open: dict[web.WebSocketResponse[bool], Settle | None] = {}
+        self._owners: dict[web.WebSocketResponse[bool], str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
 
     @contextlib.contextmanager
     def holding(self, socket: web.WebSocketResponse[bool]) -> Iterator[None]:
@@ -34,18 +40,29 @@ class Sockets:
             yield
         finally:
             del self._open[socket]
+            self._owners.pop(socket, None)
             self._metrics.num_sockets -= 1
 
-    def serves(self, socket: web.WebSocketResponse[bool], settle: Settle) -> None:
+    def serves(self, socket: web.WebSocketResponse[bool], owner: str, settle: Settle) -> None:
         """`settle` is waited for before goodbye."""
-        self._open[socket] = settle
+        self._open[socket], self._owners[socket] = settle, owner
+
+    def dismiss(self, knows: Callable[[str], bool]) -> None:
+        """Ends the connections of owners that are no longer known."""
+        for socket, owner in list(self._owners.items()):
+            if not knows(owner):
+                del self._owners[socket]
+                self._do(dismiss(socket))
 
     def forget(self, answers: Answers, owner: str, ids: Iterable[str]) -> None:
         """Deletes these answers, in a task of this object's."""
         if ids := list(ids):
-            task = asyncio.create_task(_forget(answers, owner, ids))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._do(_forget(answers, owner, ids))
+
+    def _do(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Clients of a server that restarts come again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from lmserve.service.answers.records import Narrator, Notice, Record
+from lmserve.service.answers.records import Narrator, Notice, Record, has_logprobs
 from lmserve.service.store import answers as store_answers
 from lmserve.service.store.keeper import Keeper
 from lmserve.service.store.records import Chunk
@@ -48,9 +48,12 @@ class AnswerLog:
     def notice(self, notice: Notice) -> None:
         self.tell((self._narrator.notice(notice, self._stream.next),))
 
-    def closing(self, record: Record) -> Sequence[StreamEvent]:
-        """To be told once the record is on disk."""
-        return self._narrator.closing(record, self._stream.next)
+    async def closing(self, record: Record) -> Sequence[StreamEvent]:
+        """To be told once the record is on disk. Off the loop where it is much to say."""
+        number = self._stream.next
+        if has_logprobs(record):
+            return await asyncio.to_thread(self._narrator.closing, record, number)
+        return self._narrator.closing(record, number)
 
     def tell(self, events: Sequence[StreamEvent], *, written: bool = False) -> None:
         for event in events:

@@ -82,8 +82,8 @@ class Maker:
         try:
             plan = await self._places.plan(ask, place)
             if not place.new:
-                history = plan.request.history
-                await self._warmth.ready(place.key, () if history is None else history.token_ids)
+                known = () if (history := plan.request.history) is None else history.token_ids
+                await self._warmth.ready(place.key, known, plan.request.cache_salt)
         except BaseException:
             place.leave()
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
 import json
@@ -176,8 +175,8 @@ class Places:
         before, said = partial.prompt_ids, partial.token_ids
         if before is None:
             request = _extended(ask, place, ())
-            before = await asyncio.to_thread(text.token_ids, request)
-            said = await asyncio.to_thread(text.tokenizer.encode_further, partial.text)
+            before = await self._service.texts.run_aside(text.token_ids, request)
+            said = await self._service.texts.run_aside(text.tokenizer.encode_further, partial.text)
         request = dataclasses.replace(
             ask.request,
             messages=None,

@@ -69,6 +69,10 @@ class Record:
         return (Content(self.text),) if self.text else ()
 
 
+def has_logprobs(record: Record) -> bool:
+    return any(isinstance(item, Content) and item.logprobs for item in record.said)
+
+
 # What is told of a running answer beside its text.
 
 
@@ -142,5 +146,5 @@ class Narrator(Protocol):
     def notice(self, notice: Notice, number: int) -> StreamEvent: ...
 
     def closing(self, record: Record, number: int) -> Sequence[StreamEvent]:
-        """The last events. `record` has ended and is on disk. `delta` told what it said before,
-        perhaps of another narrator, in a server that died."""
+        """The last events; may be asked in a thread. `record` has ended and is on disk. `delta`
+        told what it said before, perhaps of another narrator, in a server that died."""

@@ -228,7 +228,7 @@ class RunningAnswer(Answer):
         chunk = await self._log.rest()
         num_told = len(chunk.events)
         record = self._concluded(outcome)
-        closing = self._log.closing(record)
+        closing = await self._log.closing(record)
         chunk.events.extend(closing)
 
         def work(store: Store, now: float) -> list[int] | None:
@@ -242,15 +242,15 @@ class RunningAnswer(Answer):
         except StoreError as error:
             ids, outcome = None, error
             record = self._concluded(error)
-            closing = self._log.closing(record)
+            closing = await self._log.closing(record)
             chunk.events[num_told:] = closing
             self._keeper.add_later(work)
         self._record = record
         self._log.tell(closing, written=True)
         if ids is not None:
             spill = self.place.home.durable
-            prompt = self._transcript.prompt_ids
-            self._means.warmth.used(self.place.key, [*prompt, *ids], spill=spill)
+            ran, cache_salt = [*self._transcript.prompt_ids, *ids], self._generation.cache_salt
+            self._means.warmth.used(self.place.key, ran, spill=spill, cache_salt=cache_salt)
         if isinstance(outcome, Done) or record.status != "failed":
             self._ended.set_result(None)
         else:

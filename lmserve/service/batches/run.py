@@ -11,6 +11,7 @@ lines that have none.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from array import array
 from collections.abc import Awaitable, Callable
@@ -25,7 +26,9 @@ from lmserve.errors import (
     LmserveError,
     Overloaded,
     StoreError,
+    TextTooSlow,
 )
+from lmserve.logs import REQUEST_ID
 from lmserve.service.batches.lines import Line, Lines
 from lmserve.service.batches.records import BatchRecord, FileRecord, LineError, Outcome
 from lmserve.service.batches.results import LineResult, Results
@@ -34,7 +37,7 @@ from lmserve.service.batches.shop import Shop
 WRITE_EVERY_S = 0.25
 DISK_PAUSE_S = 5.0  # after what could not be written
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 10.0  # before a line is tried again
-MAX_DEATHS = 3  # of the engine, while it ran the same line
+MAX_FAULTS = 3  # of the same line: the engine died while it ran it, or its text took too long
 EXPIRED_AT_ONCE = 500  # lines told as expired in one write
 
 T = TypeVar("T")
@@ -56,7 +59,9 @@ class Run:
         self._lines: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
-        self._task = asyncio.create_task(self._run())
+        own = contextvars.Context()  # it is no part of the request that brought it
+        own.run(REQUEST_ID.set, record.id)
+        self._task = asyncio.create_task(self._run(), context=own)
         self._task.add_done_callback(lambda _: shop.on_end(record))
 
     def stop(self, *, expired: bool = False) -> None:
@@ -217,19 +222,19 @@ class Run:
         self._shop.metrics.batch_line_ended(succeeded=status < 400)
 
     async def _answer(self, body: bytes) -> tuple[int, bytes]:
-        """Tried again while the server has no room or no engine, and a few times where the engine
-        dies of it, perhaps."""
+        """Tried again while the server has no room or no engine, and a few times where it may be
+        the line's own fault."""
         record, answerer = self.record, self._shop.answerer
-        pause_s, num_deaths = FIRST_PAUSE_S, 0
+        pause_s, num_faults = FIRST_PAUSE_S, 0
         while True:
             try:
                 return 200, await answerer.answer(record.owner, record.endpoint, body)
+            except (EngineDied, TextTooSlow) as error:
+                num_faults += 1
+                if num_faults == MAX_FAULTS:
+                    return error.status, answerer.failure(error)
             except (Overloaded, EngineUnavailable):
                 pass
-            except EngineDied as error:
-                num_deaths += 1
-                if num_deaths == MAX_DEATHS:
-                    return error.status, answerer.failure(error)
             except LmserveError as error:
                 return error.status, answerer.failure(error)
             except Exception:

@@ -22,6 +22,8 @@ from lmserve.service.limits.told import (
     check_inputs,
     check_labels,
     check_one,
+    check_rated,
+    check_told,
     num_made,
 )
 from lmserve.service.limits.tools import check_thinking, check_tools
@@ -38,9 +40,11 @@ __all__ = [
     "check_metadata",
     "check_one",
     "check_prompt",
+    "check_rated",
     "check_shown",
     "check_texts",
     "check_thinking",
+    "check_told",
     "check_tools",
     "check_turn",
     "fit",

@@ -24,7 +24,16 @@ def check_prompt(request: GenerateRequest, info: EngineInfo) -> None:
         unit = "character or token" if request.messages is None else "message"
         raise InvalidField(f"{param} is empty: give at least one {unit}", param=param)
     if request.token_ids is not None:
+        _room(len(request.token_ids), 0, prompt_param(request), info)  # before each is looked at
         check_ids(request.token_ids, prompt_param(request), info.vocab_size)
+    num_messages, param = len(request.messages or ()), prompt_param(request)
+    if num_messages > info.max_model_len:  # each is a token at least
+        raise PromptTooLong(
+            f"{param} has {num_messages} messages, more than the context of {info.max_model_len} "
+            "tokens can hold: send fewer",
+            param=param,
+            num_tokens=num_messages,
+        )
 
 
 def check_shown(request: GenerateRequest, info: EngineInfo) -> None:

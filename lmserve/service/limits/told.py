@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from lmserve.errors import InvalidField
+from lmserve.sampling import SamplingParams
 from lmserve.service.limits.field import check_ids, check_range, name_of, prompt_param
 from lmserve.types import GenerateRequest
 
@@ -12,6 +13,7 @@ MAX_LOGPROBS = 20  # alternatives of each token
 MAX_N = 128
 MAX_BEST_OF = 128
 MAX_CHOICES = 256  # of one call, over all its prompts
+MAX_TOLD = 3 * 2**20  # log probabilities of a call's prompts, or answers: about 100 bytes each
 MAX_INPUTS = 2048  # prompts of one call that are run and not answered
 
 
@@ -61,6 +63,37 @@ def check_choices(requests: Sequence[GenerateRequest], max_queued: int) -> None:
         raise InvalidField(
             f"the call asks for {num_choices} answers to {len(requests)} prompts: ask for at most "
             f"{most} in a call",
+            param=param,
+        )
+
+
+def check_told(request: GenerateRequest, prompts: Iterable[tuple[int, SamplingParams]]) -> None:
+    """Of one call, log probabilities of its prompts, which are told at once: each prompt by its
+    length and what is asked of it."""
+    num_told = sum(
+        (sampling.prompt_logprobs + 1) * max(0, num_tokens - sampling.prompt_logprobs_start)
+        for num_tokens, sampling in prompts
+        if sampling.prompt_logprobs is not None
+    )
+    if num_told > MAX_TOLD:
+        param = name_of(request, "prompt_logprobs")
+        raise InvalidField(
+            f"the call asks for {num_told} log probabilities of its prompts, more than {MAX_TOLD}: "
+            f"lower {param}, or send fewer or shorter prompts",
+            param=param,
+        )
+
+
+def check_rated(request: GenerateRequest, answers: Iterable[SamplingParams]) -> None:
+    """Of one call, log probabilities of its answers, as long as they may become."""
+    if request.logprobs is None:
+        return
+    num_told = sum((request.logprobs + 1) * sampling.max_tokens for sampling in answers)
+    if num_told > MAX_TOLD:
+        param, longest = name_of(request, "logprobs"), name_of(request, "max_tokens")
+        raise InvalidField(
+            f"the call asks for up to {num_told} log probabilities of its answers, more than "
+            f"{MAX_TOLD}: lower {param} or {longest}, or ask for fewer answers",
             param=param,
         )
 

@@ -10,13 +10,14 @@ from lmserve.types import GenerateRequest
 
 MAX_PRIORITY = 100
 MAX_DEADLINE_S = 86400
+MAX_SALT_CHARS = 256
 MAX_METADATA = 16  # pairs that a client adds
 MAX_METADATA_NAME_CHARS = 64
 MAX_METADATA_CHARS = 512
 
 
 def check_turn(request: GenerateRequest) -> None:
-    """When it is to run."""
+    """When it is to run, and beside whose KV."""
     if not 0 <= request.priority <= MAX_PRIORITY:
         raise InvalidField(
             f"priority is {request.priority}: it must be from 0 to {MAX_PRIORITY}; higher waits "
@@ -29,6 +30,11 @@ def check_turn(request: GenerateRequest) -> None:
             f"deadline_s is {deadline_s}: it must be above 0 and at most {MAX_DEADLINE_S}; leave "
             "it out for none",
             param="deadline_s",
+        )
+    if len(request.cache_salt) > MAX_SALT_CHARS:
+        raise InvalidField(
+            f"cache_salt has {len(request.cache_salt)} characters: give at most {MAX_SALT_CHARS}",
+            param="cache_salt",
         )
 
 

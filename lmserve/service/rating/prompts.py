@@ -39,8 +39,9 @@ class Prompts:
         limits.check_inputs(requests, len(requests))
 
         async def run() -> list[Generation]:
-            num_places = min(MAX_TOGETHER, len(requests))
-            with self._entrance.places(num_places) as tickets:
+            owner = requests[0].owner
+            num_places = min(MAX_TOGETHER, len(requests), self._entrance.most_places(owner))
+            with self._entrance.places(num_places, owner) as tickets:
                 works = await self._preparer.prompts(requests, make, tickets[0], self._clock())
                 self._entrance.check_open()
                 return await self._finish_all(works, num_places)

@@ -90,7 +90,7 @@ class Sessions(Trees):
             new = await lines.find_new(line, request, exact=exact)
             transcript = Transcript()
             known = () if line.history is None else line.history.token_ids
-            await self.warmth.ready(key, known)
+            await self.warmth.ready(key, known, request.cache_salt)
             try:
                 generation = await self._service.generate(
                     lines.extended(request, key, line, new), transcript
@@ -259,7 +259,7 @@ class Sessions(Trees):
             if transcript is None:
                 self.warmth.gone(slot.key)
             elif written.exception() is None and not slot.ended:
-                self.warmth.used(slot.key, ran)
+                self.warmth.used(slot.key, ran, cache_salt=turn.generation.cache_salt)
             turn.settle(written)
 
         written.add_done_callback(on_written)

@@ -13,7 +13,7 @@ from lmserve.messages import pack_ids, unpack_ids
 from lmserve.service.answers.records import Record
 from lmserve.service.store import records
 from lmserve.service.store.records import Beginning, Chunk, Db, Said, Steer
-from lmserve.service.store.rows import Entry, Line, SessionKey, num_stored, to_json
+from lmserve.service.store.rows import LAST, Entry, Line, SessionKey, num_stored, to_json
 from lmserve.service.store.store import Store
 from lmserve.service.streams.stream import StreamEvent
 
@@ -55,7 +55,7 @@ def begin(store: Store, beginning: Beginning, now: float) -> tuple[list[int], in
         message = end = inputs[-1] if inputs else end
         if answer is not None:
             message = _open_message(store, session, end, answer, now)
-        db.execute("UPDATE sessions SET used = ? WHERE key = ?", (now, session))
+        db.execute(f"UPDATE sessions SET used = {LAST} WHERE key = ?", (now, session))
         records.insert_record(db, session, beginning, inputs, message)
         if beginning.steered is not None:
             _take_steers(db, beginning.steered, record.id)

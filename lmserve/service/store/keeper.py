@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import time
 from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lmserve.errors import StoreError
+from lmserve.service.histogram import Histogram
 from lmserve.service.store import answers as store_answers
 from lmserve.service.store import forgetting
+from lmserve.service.store.sizes import StoreSize, size_of
 from lmserve.service.store.store import SessionKey, Store
 from lmserve.settings import SessionSettings
 
@@ -24,6 +27,7 @@ SWEEP_S = 60.0
 RETRY_S = 5.0  # what must be written, and could not be
 KEEP_EVENTS_S = 86400.0  # of answers that have ended; their texts stay
 MAX_EVENTS_BYTES = 2**30  # compressed, in all
+_WRITE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0)
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +54,21 @@ class Keeper:
         self._late: set[Callable[[Store, float], object]] = set()
         self._retrying: asyncio.Task[None] | None = None
         self._warned = False
+        self.size = StoreSize()  # counted now and then
+        self.write_times = Histogram(_WRITE_SECONDS)
+        self.num_failures = 0  # of writes
+
+    @property
+    def num_writing(self) -> int:
+        """Writes that wait or run."""
+        return len(self._writes)
 
     async def open(self) -> None:
         """Raises SetupError, one line with the remedy."""
         loop = asyncio.get_running_loop()
         self._store = await loop.run_in_executor(self._thread, self._open_store)
+        with suppress(StoreError):  # the sweep tells of it
+            self.size = await self.run(size_of)
         self._sweeper = asyncio.create_task(self._sweep_forever())
 
     async def close(self) -> None:
@@ -98,7 +112,7 @@ class Keeper:
         """Done whoever waits for it: `close` does."""
         written = self.run(work)
         self._writes.add(written)
-        written.add_done_callback(self._on_written)
+        written.add_done_callback(functools.partial(self._on_written, time.monotonic()))
         return written
 
     def add(self, key: SessionKey, work: Callable[[Store, float], T]) -> asyncio.Future[T]:
@@ -136,11 +150,12 @@ class Keeper:
         most = LOST_PER_SESSION * self._settings.max_sessions
         before = self.clock() - KEEP_EVENTS_S
 
-        def forget(store: Store) -> None:
+        def forget(store: Store) -> StoreSize:
             forgetting.drop_lost(store, most)
             store_answers.expire_events(store, before, MAX_EVENTS_BYTES)
+            return size_of(store)
 
-        await self.read(forget)
+        self.size = await self.read(forget)
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -150,9 +165,11 @@ class Keeper:
             except StoreError as error:
                 log.warning("old sessions could not be forgotten: %s", error)
 
-    def _on_written(self, written: asyncio.Future[Any]) -> None:
+    def _on_written(self, began_s: float, written: asyncio.Future[Any]) -> None:
         self._writes.discard(written)
+        self.write_times.add(time.monotonic() - began_s)
         error = written.exception()
+        self.num_failures += isinstance(error, StoreError)
         if isinstance(error, StoreError):
             log.log(
                 logging.DEBUG if self._warned else logging.ERROR,

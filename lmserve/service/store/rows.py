@@ -13,6 +13,10 @@ from lmserve.messages import unpack_ids
 from lmserve.service.items import as_chat
 from lmserve.types import History
 
+#: `used` of a session used now: never before another's, though the time of day be set back, or
+#: what was used last would be the first to make room.
+LAST = "max(?, (SELECT coalesce(max(used), 0) FROM sessions WHERE lost IS NULL))"
+
 Message = dict[str, Any]
 
 

@@ -14,6 +14,7 @@ from lmserve.errors import AnswerConflict, MessageNotFound, SessionNotFound, Sto
 from lmserve.messages import pack_ids
 from lmserve.service.store.file import StoreFile, open_file
 from lmserve.service.store.rows import (
+    LAST,
     Entry,
     Line,
     SessionKey,
@@ -176,13 +177,14 @@ class Store:
     def move_head(self, session: int, head: int | None, now: float) -> None:
         """And it was used."""
         self._connection.execute(
-            "UPDATE sessions SET head = ?, used = ?, lost = NULL WHERE key = ?",
+            f"UPDATE sessions SET head = ?, used = {LAST}, lost = NULL WHERE key = ?",
             (head, now, session),
         )
 
     def begin(self, key: SessionKey, now: float) -> int:
         session = self._connection.execute(
-            "INSERT INTO sessions (owner, id, num_tokens, created, used) VALUES (?, ?, 0, ?, ?)",
+            "INSERT INTO sessions (owner, id, num_tokens, created, used)"
+            f" VALUES (?, ?, 0, ?, {LAST})",
             (key.owner, key.id, now, now),
         ).lastrowid
         assert session is not None

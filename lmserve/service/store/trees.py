@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from lmserve.errors import InvalidField, SessionExists, SessionNotFound
 from lmserve.service.items import as_chat, items_of
 from lmserve.service.sessions.tree import Made, Node, Seed, SessionInfo
-from lmserve.service.store.rows import SessionKey, line_sql, num_stored, to_json
+from lmserve.service.store.rows import LAST, SessionKey, line_sql, num_stored, to_json
 from lmserve.service.store.store import Store
 from lmserve.types import Usage
 
@@ -142,7 +142,8 @@ def update(
             db.execute("UPDATE sessions SET title = ? WHERE key = ?", (title, session))
         if head is not UNSET:
             store.check_ended(key, session, head)
-            db.execute("UPDATE sessions SET head = ?, used = ? WHERE key = ?", (head, now, session))
+            values = (head, now, session)
+            db.execute(f"UPDATE sessions SET head = ?, used = {LAST} WHERE key = ?", values)
         return _info(db, session)
 
 

@@ -24,6 +24,10 @@ class Streams:
     def __len__(self) -> int:
         return len(self._streams)
 
+    @property
+    def num_ended(self) -> int:
+        return len(self._ended)
+
     def open(
         self,
         id: str,

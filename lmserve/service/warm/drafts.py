@@ -190,7 +190,8 @@ class Drafts:
                 draft._changed = False
                 token_ids = await self._token_ids(draft)
                 draft.num_tokens = len(token_ids)
-                await self._warmth.restore(draft.key, token_ids)
+                cache_salt = self._warmth.salt_of(draft.key)
+                await self._warmth.restore(draft.key, token_ids, cache_salt)
                 async with self._places:
                     await self._prefill(draft, token_ids)
             draft.state = "ready"
@@ -200,7 +201,7 @@ class Drafts:
 
     async def _token_ids(self, draft: Draft) -> list[int]:
         text, line = await self._sessions.peek(draft.key, draft.after)
-        return await asyncio.to_thread(settled_ids, text, line, draft.key, draft.text)
+        return await self._service.texts.run_aside(settled_ids, text, line, draft.key, draft.text)
 
     async def _prefill(self, draft: Draft, token_ids: list[int]) -> None:
         """Puts it off while others have work, and until the session's answer has ended. Returns
@@ -215,7 +216,8 @@ class Drafts:
 
     async def _prefill_once(self, draft: Draft, token_ids: list[int]) -> bool:
         """Says False where it made way."""
-        running = asyncio.ensure_future(self._service.prefill(token_ids))
+        key, cache_salt = draft.key, self._warmth.salt_of(draft.key)
+        running = asyncio.ensure_future(self._service.prefill(token_ids, key.owner, cache_salt))
         try:
             while not running.done():
                 await asyncio.wait({running}, timeout=LOOK_S)

@@ -65,7 +65,7 @@ class Spill:
     def names(self) -> Collection[str]:
         return () if self._files is None else self._files.names()
 
-    async def save(self, key: SessionKey, packed: bytes) -> bool:
+    async def save(self, key: SessionKey, packed: bytes, namespace: int) -> bool:
         """Says whether the session's file has the KV of these tokens now."""
         files, info = self._files, self._handle.info
         if files is None or info is None or self._clock() < self._paused_until:
@@ -75,7 +75,9 @@ class Spill:
             if not await self._do(files.make_room, key, num_bytes):
                 return False
             path = str(files.path(key))
-            saved = await self._handle.control("save", SAVE_WITHIN_S, token_ids=packed, path=path)
+            saved = await self._handle.control(
+                "save", SAVE_WITHIN_S, token_ids=packed, path=path, namespace=namespace
+            )
             if not saved["num_tokens"]:
                 return False  # it was evicted
             await self._do(files.written, key)
@@ -90,7 +92,7 @@ class Spill:
         self._count()
         return True
 
-    async def restore(self, key: SessionKey, packed: bytes) -> int:
+    async def restore(self, key: SessionKey, packed: bytes, namespace: int) -> int:
         """Reads what the session's file has of these tokens' KV. Returns of how many the engine
         has it then."""
         files = self._files
@@ -99,7 +101,7 @@ class Spill:
         path = str(files.path(key))
         try:
             restored = await self._handle.control(
-                "restore", RESTORE_WITHIN_S, path=path, token_ids=packed
+                "restore", RESTORE_WITHIN_S, token_ids=packed, path=path, namespace=namespace
             )
             await self._do(files.used, key)
         except EngineUnavailable as error:

@@ -11,10 +11,17 @@ from lmserve.service.store.rows import SessionKey
 class Warming(Protocol):
     """Nothing of it raises, or keeps a turn for long."""
 
-    async def ready(self, key: SessionKey, token_ids: Sequence[int]) -> None:
+    async def ready(self, key: SessionKey, token_ids: Sequence[int], cache_salt: str = "") -> None:
         """A turn comes that begins with these tokens."""
 
-    def used(self, key: SessionKey, token_ids: Sequence[int], *, spill: bool = True) -> None:
+    def used(
+        self,
+        key: SessionKey,
+        token_ids: Sequence[int],
+        *,
+        spill: bool = True,
+        cache_salt: str = "",
+    ) -> None:
         """A turn ran these tokens. `spill` False: they never go to disk."""
 
     def forked(self, key: SessionKey, new_key: SessionKey) -> None:
@@ -27,10 +34,17 @@ class Warming(Protocol):
 class Cold:
     """Nothing is kept warm."""
 
-    async def ready(self, key: SessionKey, token_ids: Sequence[int]) -> None:
+    async def ready(self, key: SessionKey, token_ids: Sequence[int], cache_salt: str = "") -> None:
         pass
 
-    def used(self, key: SessionKey, token_ids: Sequence[int], *, spill: bool = True) -> None:
+    def used(
+        self,
+        key: SessionKey,
+        token_ids: Sequence[int],
+        *,
+        spill: bool = True,
+        cache_salt: str = "",
+    ) -> None:
         pass
 
     def forked(self, key: SessionKey, new_key: SessionKey) -> None:

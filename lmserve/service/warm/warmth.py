@@ -38,12 +38,17 @@ Keys = Callable[[], Awaitable[Collection[SessionKey]]]
 log = logging.getLogger(__name__)
 
 
+def shared(owner: str, cache_salt: str) -> int:
+    return 0
+
+
 @dataclass(slots=True, eq=False)
 class Warm:
     """A session as its last turn left it, pinned."""
 
     key: SessionKey
     packed: bytes  # its tokens
+    cache_salt: str  # of that turn
     engine: EngineInfo  # that holds them; the next one does not
     used_s: float
     spill_s: float  # when its file is due; infinite where it has one or is to have none
@@ -64,8 +69,11 @@ class Warmth:
         settings: WarmSettings,
         metrics: Metrics,
         *,
+        namespace_of: Callable[[str, str], int] = shared,
         clock: Callable[[], float] = time.monotonic,
     ):
+        """`namespace_of`: where in the engine's cache an owner's KV of this salt is."""
+        self._namespace_of = namespace_of
         self._handle = handle
         self._settings = settings
         self._metrics = metrics
@@ -76,7 +84,8 @@ class Warmth:
         self._tasks: set[asyncio.Task[None]] = set()
         self._poked = asyncio.Event()
         self._closed = False
-        #: Called with the session before each of its turns, and after those that were kept.
+        #: Called with the session before each of its turns and at its end, and after turns that
+        #: were kept.
         self.before_turn: Callable[[SessionKey], object] = lambda _: None
         self.after_turn: Callable[[SessionKey], object] = lambda _: None
 
@@ -110,13 +119,15 @@ class Warmth:
 
     # --- told by those who run turns --------------------------------------------------
 
-    async def ready(self, key: SessionKey, token_ids: Sequence[int]) -> None:
+    async def ready(self, key: SessionKey, token_ids: Sequence[int], cache_salt: str = "") -> None:
         """Before a turn that begins with these tokens: reads their KV from disk where the engine
         does not have it. Returns in bounded time."""
         self.before_turn(key)
-        await self.restore(key, token_ids)
+        await self.restore(key, token_ids, cache_salt)
 
-    async def restore(self, key: SessionKey, token_ids: Sequence[int]) -> None:
+    async def restore(
+        self, key: SessionKey, token_ids: Sequence[int], cache_salt: str = ""
+    ) -> None:
         """As `ready`, when it is not yet the turn. A caller cancelled meanwhile stops nothing."""
         info = self._handle.info
         if self._closed or info is None or not token_ids:
@@ -125,17 +136,29 @@ class Warmth:
             return
         task = self._restores.get(key)
         if task is None:
-            work = self._restore(key, info, pack_ids(token_ids))
+            work = self._restore(key, info, pack_ids(token_ids), cache_salt)
             task = self._restores[key] = asyncio.create_task(work)
             task.add_done_callback(lambda _: self._restores.pop(key))
             self._own(task)
         await asyncio.wait({task})
 
-    def used(self, key: SessionKey, token_ids: Sequence[int], *, spill: bool = True) -> None:
+    def salt_of(self, key: SessionKey) -> str:
+        """Of its last turn, while it is warm."""
+        warm = self._warm.get(key)
+        return "" if warm is None else warm.cache_salt
+
+    def used(
+        self,
+        key: SessionKey,
+        token_ids: Sequence[int],
+        *,
+        spill: bool = True,
+        cache_salt: str = "",
+    ) -> None:
         """After a turn that ran these tokens. `spill` False: it never goes to disk."""
         info = self._handle.info
         if info is not None and not self._closed:
-            self._pin(key, info, pack_ids(token_ids), spill=spill)
+            self._pin(key, info, pack_ids(token_ids), cache_salt, spill=spill)
         self.after_turn(key)
 
     def forked(self, key: SessionKey, new_key: SessionKey) -> None:
@@ -145,6 +168,7 @@ class Warmth:
 
     def gone(self, key: SessionKey) -> None:
         """There is no such session any more."""
+        self.before_turn(key)
         if self._closed:
             return
         if self._warm.pop(key, None) is not None:
@@ -159,11 +183,14 @@ class Warmth:
         warm = self._warm.get(key)
         return warm is not None and warm.engine is self._handle.info
 
-    def _pin(self, key: SessionKey, info: EngineInfo, packed: bytes, *, spill: bool) -> None:
+    def _pin(
+        self, key: SessionKey, info: EngineInfo, packed: bytes, cache_salt: str, *, spill: bool
+    ) -> None:
         now, settings = self._clock(), self._settings
         warm = Warm(
             key,
             packed,
+            cache_salt,
             info,
             used_s=now,
             spill_s=now + settings.spill_after_s if spill else float("inf"),
@@ -179,7 +206,10 @@ class Warmth:
 
     async def _ask_pin(self, warm: Warm) -> None:
         """It takes the place of the session's older pin."""
-        pinned = await self._ask("pin", key=name_of(warm.key), token_ids=warm.packed)
+        namespace = self._namespace_of(warm.owner, warm.cache_salt)
+        pinned = await self._ask(
+            "pin", key=name_of(warm.key), token_ids=warm.packed, namespace=namespace
+        )
         if self._warm.get(warm.key) is not warm:
             return  # there is a newer one, or none
         if pinned is None:
@@ -231,15 +261,21 @@ class Warmth:
         """Once a turn."""
         if warm.spill_s == float("inf") or not self._pinned(warm.key):
             return
-        saved = await self._spill.save(warm.key, warm.packed)
+        namespace = self._namespace_of(warm.owner, warm.cache_salt)
+        saved = await self._spill.save(warm.key, warm.packed, namespace)
         warm.spill_s = float("inf") if saved else self._clock() + PAUSE_S
         if saved and warm.key not in self._warm:  # deleted meanwhile
             await self._spill.remove(warm.key)
 
-    async def _restore(self, key: SessionKey, info: EngineInfo, packed: bytes) -> None:
-        num_known = await self._spill.restore(key, packed)
+    async def _restore(
+        self, key: SessionKey, info: EngineInfo, packed: bytes, cache_salt: str
+    ) -> None:
+        namespace = self._namespace_of(key.owner, cache_salt)
+        num_known = await self._spill.restore(key, packed, namespace)
         if num_known and key not in self._warm and self._handle.info is info:
-            self._pin(key, info, packed[: 4 * num_known], spill=False)  # it has its file
+            self._pin(
+                key, info, packed[: 4 * num_known], cache_salt, spill=False
+            )  # it has its file
 
     async def _sweep_forever(self) -> None:
         while True:

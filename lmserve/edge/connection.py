@@ -1,0 +1,208 @@
+"""One client's connection: aiohttp's, with the patience that it lacks, and errors as JSON.
+
+opened ─► head ─► body ─► answer ─► idle ─► head ─► …
+          │       │       └ must be read, in each `write_timeout_s` some of it
+          │       └ `lmserve.edge.patience`
+          └ must be whole within `header_timeout_s` and `MAX_HEAD_BYTES`
+
+A message of a WebSocket must come, in each `message_timeout_s` some of it, and all that come have a
+limit together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+
+from lmserve.edge import refusal
+from lmserve.edge.patience import Pace
+from lmserve.edge.slow import logger
+from lmserve.edge.socket.arriving import Arriving
+from lmserve.errors import LmserveError, TooSlow
+from lmserve.protocol.errors import error_body
+
+if TYPE_CHECKING:
+    from lmserve.edge.connections import Connections
+
+LINGER_S = 1.0
+
+
+class ClientConnection(RequestHandler):
+    """`Connections` looks at each every so often: that costs a request nothing."""
+
+    def __init__(self, connections: Connections, **kwargs: Any):
+        super().__init__(connections, **kwargs)
+        self._connections = connections
+        self._head_since: float | None = None  # a head is awaited: this one began then
+        self._head_bytes = 0
+        self._reading: Pace | None = None  # the client lags
+        self._arriving: Arriving | None = None  # on a WebSocket
+        self._coming = Pace(0.0, 0)  # of its message that is not whole
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._head_since = self._loop.time()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connections.closed(self)
+        self._forget_message()
+        super().connection_lost(exc)
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        """It is a WebSocket from here on."""
+        self._arriving = Arriving()
+        self._message_came(self._message_tail)
+        super().set_parser(parser, data_received_cb)
+
+    def data_received(self, data: bytes) -> None:
+        if self._arriving is not None:
+            self._message_came(data)
+        num_requests = self._request_count
+        super().data_received(data)
+        if self._request_count != num_requests:
+            self._head_since, self._head_bytes = None, 0
+            self._connections.busy(self)
+            self._end_broken_body()
+        elif data and self.awaits_request:
+            self._connections.busy(self)
+            self._head_bytes += len(data)
+            if self._head_since is None:
+                self._head_since = self._loop.time()
+            if self._head_bytes > refusal.MAX_HEAD_BYTES:
+                self._end(refusal.head_too_large())
+
+    def _end_broken_body(self) -> None:
+        """What came in the middle of a body is no next request: the parser gave up. aiohttp would
+        leave the handler waiting for the rest."""
+        request = self._current_request
+        if request is None or request.content.is_eof():
+            return
+        self._messages.clear()
+        self.close()  # after this answer
+        request.content.set_exception(RequestPayloadError("badly framed"))
+        request.content.feed_eof()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        self._connections.idle(self)
+        return finished
+
+    @property
+    def awaits_request(self) -> bool:
+        """No request is here, whole or begun to be answered."""
+        if self._waiter is None:  # it is being answered, or none has come at all
+            return not self._request_count
+        return not self._waiter.done()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reading = Pace(self._loop.time(), -self.num_unread)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._reading = None
+
+    def _message_came(self, data: bytes) -> None:
+        arriving, connections = self._arriving, self._connections
+        assert arriving is not None
+        num_bytes, num_messages = arriving.num_bytes, arriving.num_messages
+        arriving.feed(data)
+        if not num_bytes or arriving.num_messages != num_messages:
+            self._coming = Pace(self._loop.time(), 0)
+        more = arriving.num_bytes - num_bytes
+        connections.arriving_bytes += more
+        # one over the limit by itself is taken when there is no other
+        alone = connections.arriving_bytes == arriving.num_bytes
+        if more > 0 and connections.arriving_bytes > connections.MAX_ARRIVING_BYTES and not alone:
+            self._drop("a WebSocket: too much of messages that are not whole has come")
+
+    def look(self, now: float, header_timeout_s: float, write_timeout_s: float) -> None:
+        """Ends the connection of a client that takes too long."""
+        reading = self._reading
+        if reading is not None and reading.is_too_slow(now, -self.num_unread, write_timeout_s):
+            self._drop(f"a client that read too little in {write_timeout_s:.0f} s")
+        elif self._arriving is not None:
+            self._look_at_message(now, self._arriving.num_bytes)
+        elif reading is None and self._head_since is not None and self.awaits_request:
+            if now - self._head_since >= header_timeout_s:
+                self._end_head(header_timeout_s)
+
+    def _look_at_message(self, now: float, num_bytes: int) -> None:
+        timeout_s = self._connections.limits.message_timeout_s
+        if self._reading_paused:  # by us: nothing could come
+            self._coming = Pace(now, num_bytes)
+        elif num_bytes and self._coming.is_too_slow(now, num_bytes, timeout_s):
+            self._drop("a WebSocket whose message came too slowly")
+
+    def _drop(self, what: str) -> None:
+        logger.warning("dropping %s", what)
+        self._forget_message()  # now: what others send in this very turn has room again
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _forget_message(self) -> None:
+        if self._arriving is not None:
+            self._connections.arriving_bytes -= self._arriving.num_bytes
+            self._arriving = None
+
+    @property
+    def num_unread(self) -> int:
+        """Bytes that the client has not taken."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
+    def _end_head(self, header_timeout_s: float) -> None:
+        if not self._head_bytes:  # browsers open connections that they may not need
+            self.force_close()
+            return
+        self._end(
+            TooSlow(
+                f"the request's head did not come within {header_timeout_s:g} s: send it at once"
+            )
+        )
+
+    def _end(self, error: LmserveError) -> None:
+        """Told, and given a moment to read it: closed with something unread, it would be lost."""
+        transport = self.transport
+        if transport is None:
+            return
+        self.close()  # what comes from now on is not looked at
+        transport.write(refusal.as_bytes(error))
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._loop.call_later(LINGER_S, transport.close)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Of what no handler tells. Always ends the connection."""
+        error = refusal.told(exc, status)
+        if error.status >= 500:
+            self.log_exception("request from %s failed", request.remote, exc_info=exc)
+        else:
+            self.logger.info("not HTTP, from %s: %s", request.remote, _first_line(message))
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun: there is no place for another")
+        response = web.Response(
+            status=error.status,
+            body=error_body(error),
+            headers=refusal.headers_of(error),
+            content_type="application/json",
+            charset="utf-8",
+        )
+        response.force_close()
+        return response
+
+
+def _first_line(message: str | None) -> str:
+    """Less the request's own bytes, which follow."""
+    return (message or "").partition("\n")[0]
