@@ -34,7 +34,7 @@ COMMON = {"temperature": 0, "max_output_tokens": 8}
 
 
 def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     ap.add_argument("--port", type=int, default=18301, help="of lmserve")
     ap.add_argument("--llama", default="", help="command of a llama-server, with its --port")
     ap.add_argument("--rounds", type=int, default=5)

@@ -61,7 +61,7 @@ PLAIN, STRUCTURED, LOGPROBS = "plain", "structured", "logprobs=5"
 
 
 def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     ap.add_argument("--rounds", type=int, default=7)
     ap.add_argument("--batch", type=int, default=32)
     ap.add_argument("--prompt-tokens", type=int, default=32, help="of each of the batch")

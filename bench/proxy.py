@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from frontend import HEAD, Server, request_body
+from streams import HEAD, Server, request_body
 
 WANTED_MS, WANTED_RATIO = 3.0, 1.3
 PUMPED = ("Content-Type", "Cache-Control", "X-Accel-Buffering", "X-Request-Id")
@@ -157,7 +157,7 @@ async def run(args: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     ap.add_argument("--rate", type=float, default=20.0, help="short requests a second")
     ap.add_argument("--requests", type=int, default=100, help="short requests a round")
     ap.add_argument("--streams", type=int, default=32)

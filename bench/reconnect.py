@@ -70,7 +70,7 @@ class Transcript:
 
 
 def main() -> int:
-    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     ap.add_argument("--streams", type=int, default=500)
     ap.add_argument("--at-once", type=int, default=100)
     ap.add_argument("--max-tokens", type=int, default=48)
