@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lmserve.bridge.child import ChildEngine
+from lmserve.engine.cores import share_the_cores
+
 # No deadline: machines that run tests are shared. `HYPOTHESIS_PROFILE=thorough` looks longer.
 settings.register_profile("default", deadline=None, max_examples=50)
 settings.register_profile(
@@ -17,6 +20,16 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+
+# Before anything imports torch, as in the engine's own process: tests share the cores too.
+share_the_cores()
+
+# Nor do engines have a process stand by, which imports torch, unless a test asks for it.
+ChildEngine.STANDBY_AFTER_S = 1e6
+
+# Without a GPU Triton interprets its kernels. Read when it is imported, which torch may do.
+if shutil.which("nvidia-smi") is None:
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A shell starts what runs in its background deaf to SIGINT, and every child would be so too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

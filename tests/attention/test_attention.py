@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmserve.attention import select
 from lmserve.attention.base import AttentionBatch, AttentionOptions, CacheShape
 from lmserve.attention.cpu import CpuAttention
 from lmserve.attention.sdpa import SdpaAttention
-from lmserve.errors import SettingsError
 
 CPU = torch.device("cpu")
 
@@ -155,38 +151,3 @@ def test_many_rows_of_unlike_contexts_fall_into_few_buckets():
     buckets = metadata.buckets[None]
     assert len(buckets) <= 40
     assert sum(len(bucket.targets) for bucket in buckets) == 64
-
-
-def test_auto_takes_the_batched_one_and_says_why(caplog):
-    caplog.set_level("INFO", logger=select.__name__)
-    shape = CacheShape(2, 4, 2, 8, 16)
-    backend = select.select_attention("auto", shape, torch.float32, CPU, deterministic=False)
-    assert backend.name == "cpu"
-    assert [record.getMessage() for record in caplog.records] == [
-        "attention: cpu on cpu (the batched one passed its probe)"
-    ]
-
-
-def all_zeros(self, q, layer, options, metadata):
-    return torch.zeros_like(q)
-
-
-def without_window(self, q, layer, options, metadata, attend=CpuAttention.attend):
-    return attend(self, q, layer, replace(options, window=None), metadata)
-
-
-def blocks_in_order(self, q, layer, options, metadata, attend=CpuAttention.attend):
-    metadata.table.sort(axis=1)
-    return attend(self, q, layer, options, metadata)
-
-
-@pytest.mark.parametrize("wrong", [all_zeros, without_window, blocks_in_order])
-def test_a_backend_whose_probe_fails_is_passed_over(monkeypatch, wrong):
-    monkeypatch.setattr(CpuAttention, "attend", wrong)
-    shape = CacheShape(2, 4, 2, 8, 16)
-    assert select.select_attention("auto", shape, torch.float32, CPU, False).name == "sdpa"
-
-
-def test_an_unknown_backend_is_refused():
-    with pytest.raises(SettingsError, match="choose auto, cpu, sdpa"):
-        select.select_attention("flash", CacheShape(1, 1, 1, 4, 4), torch.float32, CPU, False)

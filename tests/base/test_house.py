@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A checkout without a .venv: what make would do in a fresh clone."""
-    for name in ("Makefile", "pyproject.toml", "clients/python/pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", "clients/python/pyproject.toml"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path

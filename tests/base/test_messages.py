@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lmserve.messages import (
     Abort,
+    Begun,
     Control,
     ControlReply,
     EngineStats,
@@ -58,6 +59,7 @@ def test_a_frame_to_the_engine_comes_back(frame: list[ToEngine]):
     [
         Loading("weights"),
         LoadFailed("no such file"),
+        Begun([3, 4]),
         StepOutput(
             [SequenceOutput(1, pack_ids([5]), finish="stop", queue_s=0.25)], EngineStats(steps=3)
         ),

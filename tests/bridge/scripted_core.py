@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from lmserve.bridge import inventions
+from lmserve.engine.trace import OFF
 from lmserve.errors import ModelError
 from lmserve.messages import (
     Abort,
+    Begun,
     Control,
     ControlReply,
     EngineInfo,
@@ -22,6 +24,7 @@ from lmserve.messages import (
     StepOutput,
     Submit,
     ToEngine,
+    ToServer,
     Update,
     pack_ids,
     unpack_ids,
@@ -54,8 +57,14 @@ class ScriptedCore:
         self._ended: list[SequenceOutput] = []
         self._stats = EngineStats()
         self.wake = lambda: None
+        self.tell: Callable[[list[ToServer]], None] = lambda messages: None
+        self.trace = OFF
         self._saves: list[threading.Thread] = []
         self._saved: queue.SimpleQueue[ControlReply] = queue.SimpleQueue()
+
+    @staticmethod
+    def preload() -> None:
+        os.environ["SCRIPTED_STOOD_BY"] = ", stood by"
 
     def load(self, progress: Callable[[str], None]) -> EngineInfo:
         progress("reading the model")
@@ -77,14 +86,14 @@ class ScriptedCore:
                 pass
         return EngineInfo(
             model_path="scripted",
-            architecture="scripted",
+            architecture="scripted" + os.environ.get("SCRIPTED_STOOD_BY", ""),
             num_parameters=0,
             vocab_size=VOCAB_SIZE,
             max_model_len=8192,
             block_size=1,
             num_blocks=0,
             kv_cache_bytes=0,
-            max_batch_size=self._settings.max_batch_size,
+            max_batch_size=self._settings.max_batch_size or 64,
             dtype="none",
             device="none",
             attention="none",
@@ -178,7 +187,10 @@ class ScriptedCore:
 
     def step(self) -> StepOutput:
         outputs, self._ended = self._ended, []
-        outputs += [self._say(rid) for rid in list(self._live) if self._first(rid) != WAITS]
+        speaking = [rid for rid in self._live if self._first(rid) != WAITS]
+        if begun := [rid for rid in speaking if not self._live[rid][1]]:
+            self.tell([Begun(begun)])
+        outputs += [self._say(rid) for rid in speaking]
         self._stats.steps += 1
         self._stats.num_running = len(self._live)
         return StepOutput(outputs, self._stats)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,6 @@ async def test_a_kill_is_told_once_to_each_and_survived(
             assert last.error is not None
             assert "engine process died" in last.error
         assert child.engine.health().state == "restarting"
-        assert child.engine.info is None
-        with pytest.raises(EngineUnavailable, match="restarting"):
-            child.ask()
         await child.engine.wait_ready()
     assert "killed by SIGKILL" in caplog.text
     assert gone(killed)
@@ -56,12 +54,15 @@ async def test_a_kill_is_told_once_to_each_and_survived(
 async def test_a_crash_in_a_step_is_a_death(
     child: Bench, caplog: pytest.LogCaptureFixture, prompt: int, how: str
 ) -> None:
-    waiting = child.ask(child.WAITS)
+    waiting = child.ask(child.WAITS)  # never begun with
     with caplog.at_level(logging.ERROR):
-        assert (await child.read(child.ask(prompt)))[1].died
-        assert (await child.read(waiting))[1].died
+        _, last = await child.read(child.ask(prompt))
+        assert last.died
+        assert "so did the engine process before, and it is not tried again" in (last.error or "")
         await child.engine.wait_ready()
-    assert how in caplog.text
+        assert not waiting.finished
+        child.engine.abort(waiting)
+    assert caplog.text.count(how) == 2
 
 
 async def test_control_does_not_outlive_the_engine(child: Bench) -> None:
@@ -147,10 +148,12 @@ async def test_an_engine_silent_too_long_is_killed_and_replaced(
         os.kill(silent, signal.SIGSTOP)
         assert (await bench.read(mailbox))[1].died
         assert bench.engine.stats.num_running == 0
+        waits = bench.ask(5, max_tokens=3)
         await bench.engine.wait_ready()
     assert "given up" in caplog.text
+    assert "it did not answer and was killed" in caplog.text
     assert gone(silent)
-    assert (await bench.read(bench.ask(5, max_tokens=3)))[0] == [5, 6, 7]
+    assert (await bench.read(waits))[0] == [5, 6, 7]
 
 
 async def test_restarting_tells_how_far_it_is(make_bench: Callable[..., Bench]) -> None:
@@ -163,8 +166,9 @@ async def test_restarting_tells_how_far_it_is(make_bench: Callable[..., Bench]) 
         await bench.engine.changed()
         if bench.engine.health().state == "restarting":
             reasons.append(bench.engine.health().reason)
-    assert "the engine process died (killed by SIGKILL)" in reasons
-    assert "the engine process died (killed by SIGKILL); the next is reading the model" in reasons
+    death = "the engine process died (killed by SIGKILL, perhaps by the system for want of memory)"
+    assert death in reasons
+    assert f"{death}; the next is reading the model" in reasons
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,7 @@ async def test_restarting_tells_how_far_it_is(make_bench: Callable[..., Bench]) 
     [
         ("missing", "model 'missing' is not there: name one that is"),
         ("broken", "the model cannot be loaded: ValueError: bad magic"),
-        ("killed", "the engine process died while loading: killed by SIGKILL"),
+        ("killed", "the engine process died while loading: killed by SIGKILL, perhaps by .*"),
     ],
 )
 async def test_a_failed_load_is_one_line(
@@ -182,7 +186,7 @@ async def test_a_failed_load_is_one_line(
     await bench.engine.start()
     with pytest.raises(ModelError) as caught:
         await bench.engine.wait_ready()
-    assert caught.value.message == message
+    assert re.fullmatch(message, caught.value.message)
     assert bench.engine.health().state == "failed"
     with pytest.raises(EngineUnavailable, match="failed"):
         bench.ask()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lmserve.errors import EngineError, EngineUnavailable
-from lmserve.messages import pack_ids
+from lmserve.messages import EngineStats, pack_ids
 from lmserve.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -306,14 +307,22 @@ async def test_a_listener_may_abort_in_its_last_step(bench: Bench) -> None:
 
 async def test_each_step_is_told_before_its_outputs(bench: Bench) -> None:
     told: list[int] = []
+    sent = [time.monotonic()]
     seen: list[tuple[int, int]] = []
-    bench.engine.on_step = lambda stats: told.append(stats.steps)
+
+    def on_step(stats: EngineStats) -> None:
+        told.append(stats.steps)
+        sent.append(stats.sent_s)
+
+    bench.engine.on_step = on_step
     mailbox = bench.ask(1, max_tokens=4)
     mailbox.listener = lambda: seen.append((told[-1], bench.engine.stats.steps))
     await bench.read(bench.ask(1, max_tokens=6))
     assert len(seen) == 4
     assert all(step == now for step, now in seen)
     assert told == sorted(set(told))
+    sent.append(time.monotonic())
+    assert sent == sorted(sent)
 
 
 async def test_each_chosen_token_has_its_log_probability(bench: Bench) -> None:

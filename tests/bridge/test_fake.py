@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +14,7 @@ from tokenizers import Tokenizer
 from lmserve.bridge import assets
 from lmserve.bridge.fake import FakeEngine
 from lmserve.errors import EngineUnavailable
-from lmserve.messages import unpack_ids
+from lmserve.messages import EngineStats, unpack_ids
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 
@@ -117,6 +121,24 @@ async def test_a_slow_mock_keeps_its_pace() -> None:
     await fake.close()
 
 
+async def test_a_loop_that_is_late_does_not_slow_the_pace() -> None:
+    fake = FakeEngine(EngineSettings(engine="mock", mock_tokens_s=500.0), record=False)
+    await fake.start()
+    due: list[float] = []
+
+    def on_step(stats: EngineStats) -> None:
+        due.append(stats.sent_s)
+        if len(due) == 1:
+            time.sleep(0.01)  # the loop is held up
+
+    fake.on_step = on_step
+    mailbox = ask(fake, max_tokens=4)
+    while not mailbox.finished:
+        await mailbox.get()
+    assert [round(later - due[0], 6) for later in due] == [0.0, 0.002, 0.004, 0.006]
+    await fake.close()
+
+
 async def test_a_long_prompt_is_told_of_in_pieces(fake: FakeEngine) -> None:
     asked = SamplingParams(max_tokens=3, tell_progress=True, prompt_logprobs=1, logprobs=2)
     mailbox = fake.submit(list(range(300)), asked)
@@ -148,3 +170,20 @@ async def test_a_script_is_told_whatever_was_asked(fake: FakeEngine) -> None:
     assert failed.error == "out of luck"
     said = await fake.submit([1], SamplingParams(logprobs=0)).get()
     assert [each.token_id for each in said.logprobs or []] == [*b"Hi", assets.EOS_ID]
+
+
+async def test_what_a_killed_mock_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    left, other = (tmp_path / f"lmserve-mock-{pid}-x" for pid in (ended.pid, os.getpid()))
+    left.mkdir()
+    other.mkdir()
+    fake = FakeEngine()
+    await fake.start()
+    assert not left.exists()
+    assert other.exists()  # whose process lives
+    await fake.close()
+    assert os.listdir(tmp_path) == [other.name]

@@ -29,6 +29,14 @@ async def test_steps_merge_until_read() -> None:
     assert delivery.queue_s == 0.5
 
 
+async def test_what_its_second_engine_found_counts() -> None:
+    mailbox = Mailbox(1)
+    mailbox.put(said(cached=100, queue_s=0.5))  # it died before there was a token
+    mailbox.put(said(1, cached=0, queue_s=0.1))
+    delivery = await mailbox.get()
+    assert (delivery.num_cached_tokens, delivery.queue_s) == (0, 0.1)
+
+
 async def test_nothing_comes_after_the_end() -> None:
     mailbox = Mailbox(1)
     mailbox.end("error", "gone", died=True)

@@ -22,12 +22,10 @@ async def test_an_escaped_exception_is_told_and_survived(
     bench = make_bench("thread")
     await bench.engine.start()
     await bench.engine.wait_ready()
-    waiting = bench.ask(bench.WAITS)
     with caplog.at_level(logging.ERROR):
-        assert (await bench.read(bench.ask(bench.RAISES)))[1].died
-        _, last = await bench.read(waiting)
-        assert last.error is not None
-        assert "engine thread died" in last.error
+        _, last = await bench.read(bench.ask(bench.RAISES))
+        assert last.died
+        assert "engine thread died" in (last.error or "")
         await bench.engine.wait_ready()
     assert "the engine thread died: RuntimeError: boom" in caplog.text
     assert (await bench.read(bench.ask(3, max_tokens=2)))[0] == [3, 4]

@@ -56,8 +56,8 @@ async def main(folder: str) -> None:
     expect.set_options(timeout=MAX_WAIT_MS)
     model = await asyncio.to_thread(resolve, None, cache_dir(os.environ.get("LMSERVE_CACHE_DIR")))
     settings = Settings(
-        ServerSettings(model_name=model.name),
-        EngineSettings(model=str(model.path), session_len=2048),
+        server=ServerSettings(model_name=model.name),
+        engine=EngineSettings(model=str(model.path), session_len=2048),
         sessions=SessionSettings(data_dir=folder),
     )
     async with running_server(settings) as server, async_playwright() as playwright:

@@ -43,22 +43,27 @@ async def test_a_reload_loses_no_token(visit: Visit, engine: FakeEngine) -> None
 
 
 async def test_a_lost_connection_loses_no_token(visit: Visit, engine: FakeEngine) -> None:
-    sockets: list[WebSocketRoute] = []
+    sockets: asyncio.Queue[WebSocketRoute] = asyncio.Queue()
 
     def connect(socket: WebSocketRoute) -> None:
         socket.connect_to_server()
-        sockets.append(socket)
+        sockets.put_nowait(socket)
 
-    engine.will_say(*WORDS)
+    words = [f"w{i} " for i in range(600)]
+    engine.will_say(*words)
     page = visit.page
     await page.route_web_socket("**/v1/responses", connect)
     await visit.open("/chat")
     await visit.ask("Count")
-    for word in ("w5 ", "w50 ", "w100 "):
-        await sees_running(page, word)
-        await sockets[-1].close(code=3001)
-    await sees_answer(page, WHOLE)
-    assert len(sockets) == 4
+    socket = await sockets.get()
+    for _ in range(3):
+        await sees_running(page, "w5 ")
+        await socket.close(code=3001)
+        engine.hang()  # so that the answer is not over before the page has come back
+        socket = await sockets.get()
+        engine.resume()
+    await sees_answer(page, "".join(words).strip())
+    assert sockets.empty()
     assert visit.problems == []
 
 

@@ -40,9 +40,9 @@ async def url(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> A
     """The playground's, which `visit` opens: one process for all these tests."""
     home = tmp_path_factory.mktemp("home")
     settings = Settings(
-        ServerSettings(server_port=0, drain_timeout_s=0.0, api_keys=("key",)),
-        ENGINE,
-        SessionSettings(data_dir=str(home / "data")),
+        server=ServerSettings(server_port=0, drain_timeout_s=0.0, api_keys=("key",)),
+        engine=ENGINE,
+        sessions=SessionSettings(data_dir=str(home / "data")),
     )
     async with running_server(settings, engine) as server:
         await server.handle.wait_ready()
@@ -62,6 +62,12 @@ async def url(engine: FakeEngine, tmp_path_factory: pytest.TempPathFactory) -> A
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_to_say(engine: FakeEngine) -> None:
+    """One test's failure is not the next one's."""
+    engine._scripts.clear()
 
 
 @pytest.fixture

@@ -37,9 +37,9 @@ def engine() -> FakeEngine:
 @pytest.fixture
 async def url(engine: FakeEngine, tmp_path: Path) -> AsyncIterator[str]:
     settings = Settings(
-        ServerSettings(server_port=0, drain_timeout_s=0.0, api_keys=("right",)),
-        EngineSettings(engine="mock", session_len=128),
-        SessionSettings(data_dir=str(tmp_path)),
+        server=ServerSettings(server_port=0, drain_timeout_s=0.0, api_keys=("right",)),
+        engine=EngineSettings(engine="mock", session_len=128),
+        sessions=SessionSettings(data_dir=str(tmp_path)),
     )
     async with running_server(settings, engine) as server:
         await server.handle.wait_ready()

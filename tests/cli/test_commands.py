@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import lmserve
-from lmserve.cli.fields import catalogue
 from lmserve.cli.main import cli
+from lmserve.fields import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,10 +80,11 @@ KEPT = ("Conversations", "Streams", "Conversations kept warm", "Files and batche
 @pytest.mark.parametrize(
     ("command", "groups"),
     [
-        ("serve api_server", ["Options", "Server", "Engine", *KEPT, "Log"]),
-        ("config show", ["Options", "Server", "Engine", *KEPT, "Log"]),
+        ("serve api_server", ["Options", "Server", "Access", "Limits", "Engine", *KEPT, "Log"]),
+        ("config show", ["Options", "Server", "Access", "Limits", "Engine", *KEPT, "Log"]),
         ("chat", ["Options", "Engine", "Log"]),
         ("run", ["Options", "Engine", "Log"]),
+        ("bench throughput", ["Options", "Engine", "Log"]),
     ],
 )
 def test_the_help_has_a_group_for_each_section(command: str, groups: list[str]):

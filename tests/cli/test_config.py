@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmserve.cli.config import load
-from lmserve.cli.fields import SettingField, catalogue
 from lmserve.errors import SettingsError
+from lmserve.fields import SettingField, catalogue
 from lmserve.settings import Settings
 
 
@@ -55,7 +55,7 @@ def text_for(field: SettingField) -> st.SearchStrategy[str]:
         return st.sampled_from(["auto", "cpu", "cuda", "cuda:3"])
     if field.name.endswith("_parser"):
         return st.sampled_from(["auto", "none", "hermes"])
-    if field.name.endswith("_url"):
+    if field.name.endswith(("_url", "_endpoint")):
         return st.sampled_from(["http://localhost:8000", "https://example.org"])
     if field.name == "allow_methods":
         return st.sampled_from(["*", "GET, POST", "get"])

@@ -16,6 +16,7 @@ from lmserve.bridge.mailbox import Mailbox
 from lmserve.distributor.keys import NODES
 from lmserve.distributor.nodes import Node
 from lmserve.distributor.settings import ProxySettings
+from lmserve.messages import NOBODY, Tenant
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 
@@ -32,8 +33,14 @@ class WatchedEngine(FakeEngine):
         self.submitted = asyncio.Event()
         self.aborted = asyncio.Event()
 
-    def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
-        mailbox = super().submit(token_ids, sampling, priority)
+    def submit(
+        self,
+        token_ids: list[int],
+        sampling: SamplingParams,
+        priority: int = 0,
+        tenant: Tenant = NOBODY,
+    ) -> Mailbox:
+        mailbox = super().submit(token_ids, sampling, priority, tenant)
         self.submitted.set()
         return mailbox
 

@@ -131,6 +131,7 @@ async def test_stopping_lets_answers_finish_until_a_deadline(
         (["--server-port", "99999"], "--server-port"),
         (["--server-name", "192.0.2.1"], "--server-name"),
         (["--ssl"], "SSL_CERTFILE"),
+        (["--header-timeout-s", "inf"], "--header-timeout-s must be a number of seconds"),
         (["--drain-timeout-s", "inf"], "--drain-timeout-s must be a number of seconds"),
         (["--drain_timeout_s", "nan"], "--drain-timeout-s must be a number of seconds"),
     ],
@@ -157,6 +158,8 @@ def test_lmdeploys_flags_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = [
         "--server_name", "127.0.0.1", "--server_port", "0", "--strategy", "min_observed_latency",
         "--disable-cache-status", "--serving-strategy", "Hybrid", "--log-level", "INFO",
+        "--max-connections", "9", "--max-sockets", "8", "--header-timeout-s", "7",
+        "--max-body-bytes", "2048",
         "--api-keys", "a", "b", "--node", "http://10.0.0.5:1", "http://10.0.0.6:1",
     ]  # fmt: skip
     result = CliRunner().invoke(cli, ["serve", "proxy", *flags])
@@ -164,6 +167,8 @@ def test_lmdeploys_flags_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = seen[0][0]
     assert settings.strategy == "min_observed_latency"
     assert settings.api_keys == ("a", "b")
+    limits = (settings.max_connections, settings.max_sockets, settings.header_timeout_s)
+    assert (*limits, settings.max_body_bytes) == (9, 8, 7.0, 2048)
     assert settings.nodes == ("http://10.0.0.5:1", "http://10.0.0.6:1")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from lmserve.distributor import control
 from tests.distributor.nodes import CHAT, whole
 
 
@@ -83,6 +84,22 @@ async def test_what_is_no_node(make_proxy: Any, body: bytes) -> None:
     assert (await say(proxy.get("/nodes/status")))[1] == {}
 
 
+async def test_there_is_a_most_of_nodes_and_of_their_models(
+    make_proxy: Any, make_bare: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "MAX_NODES", 1)
+    proxy, node = await make_proxy(), await make_bare()
+    told = {"models": [f"m{number}" for number in range(4097)]}
+    status, body = await say(proxy.post("/nodes/add", json={"url": node.url, "status": told}))
+    assert (status, body["error"]["param"]) == (400, "status.models")
+    for _ in range(2):  # a heart-beat is always taken
+        assert (await say(proxy.post("/nodes/add", json={"url": node.url})))[0] == 200
+    other = {"url": node.url + "/other", "status": {"models": ["m"]}}
+    status, body = await say(proxy.post("/nodes/add", json=other))
+    assert (status, body["error"]["code"]) == (409, "too_many_nodes")
+    assert proxy.known() == [node.url]
+
+
 async def test_a_node_that_cannot_be_asked_is_not_added(
     make_proxy: Any, make_bare: Any, make_app: Any, dead_url: str
 ) -> None:
@@ -108,6 +125,34 @@ async def test_a_node_that_says_no_end_of_it_is_not_added(make_proxy: Any, make_
     status, body = await say(proxy.post("/nodes/add", json={"url": url}))
     assert (status, body["error"]["code"]) == (503, "node_unavailable")
     assert "bytes" in body["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/responses", "/terminate"])
+async def test_a_node_has_nobody_else_asked(make_proxy: Any, make_app: Any, path: str) -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        if request.path == path:
+            return web.Response(status=307, headers={"Location": "/elsewhere"})
+        return web.json_response({"data": [{"id": "m"}]})
+
+    app = web.Application()
+    app.router.add_get("/{tail:.*}", answer)
+    url = await make_app(app)
+    proxy = await make_proxy(health_interval_s=60.0)
+    told = {"models": ["m"]} if path != "/v1/models" else None
+    await say(proxy.post("/nodes/add", json={"url": url, "status": told}))
+    if path == "/health":
+        await proxy.until(lambda: "elsewhere" in proxy.node(url).reason)
+    elif path == "/v1/responses":
+        async with proxy.session.ws_connect(path) as socket:
+            await socket.send_json({"type": "response.create", "input": "x"})
+            assert (await socket.receive_json())["error"]["code"] == "node_unavailable"
+    elif path == "/terminate":
+        assert (await say(proxy.post("/nodes/terminate", json={"url": url})))[0] == 503
+    assert path in asked
+    assert "/elsewhere" not in asked
 
 
 async def test_models_are_listed_once_and_choose_their_node(

@@ -22,6 +22,8 @@ async def test_a_whole_answer(make_node: Any, make_proxy: Any) -> None:
     status, body = await proxy.chat(model="mock")
     assert status == 200
     assert body["choices"][0]["message"]["content"] == "Hello"
+    async with proxy.get("/health") as response:
+        assert response.headers.getall("Server") == ["lmserve"]
 
 
 async def test_a_stream_is_the_bytes_of_the_node(make_node: Any, make_proxy: Any) -> None:
@@ -53,6 +55,15 @@ async def test_nothing_of_an_answer_is_changed(make_bare: Any, make_proxy: Any) 
             assert "X-Hop" not in response.headers
             assert "Transfer-Encoding" not in response.headers
     assert node.heads[0].startswith(b"GET /any/%2Fpath?a=b%20c&d=%3D HTTP/1.1\r\n")
+
+
+async def test_a_phrase_that_cannot_be_passed_on_costs_no_answer(
+    make_bare: Any, make_proxy: Any
+) -> None:
+    node = await make_bare(whole(b"{}", status="418 \x1bTea\0"))
+    proxy = await make_proxy(node.url)
+    async with proxy.post("/v1/completions", json={}) as response:
+        assert (response.status, response.reason) == (418, "I'm a Teapot")
 
 
 async def test_an_answer_of_unknown_length_ends_for_http_1_0_too(

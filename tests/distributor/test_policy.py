@@ -255,6 +255,7 @@ def test_recent_keeps_the_latest(steps: list[tuple[str, str]]) -> None:
         ("http://10.0.0.5:23333/", "http://10.0.0.5:23333"),
         (" https://Some.Host ", "https://some.host"),
         ("http://[::1]:80/base/", "http://[::1]/base"),
+        ("http://bücher_1.example.:81", "http://xn--bcher_1-n2a.example.:81"),
     ],
 )
 def test_urls_of_nodes(given: str, shown: str) -> None:
@@ -265,7 +266,8 @@ def test_urls_of_nodes(given: str, shown: str) -> None:
     "url",
     ["", "10.0.0.5:23333", "ftp://x", "http://", "http://u:p@x", "http://x?y", "http://x#y",
      "http://0.0.0.0:23333", "http://[::]:1", "http://x:99999", "http://x:0", "http://[1",
-     "http://a..b:80", f"http://{'a' * 64}:80"],
+     "http://a..b:80", f"http://{'a' * 64}:80", "http://a\0b:80", "http://%31.0.0.1:80",
+     "http://[fe80::1%25eth0]:80", f"http://10.0.0.5:80/{'a' * 500}"],
 )  # fmt: skip
 def test_no_urls_of_nodes(url: str) -> None:
     with pytest.raises(InvalidField) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -16,7 +17,9 @@ from openai import AsyncOpenAI
 from lmserve.distributor.app import running_proxy
 from lmserve.distributor.keys import NODES, PROXY, SOCKETS
 from lmserve.distributor.settings import ProxySettings
+from lmserve.distributor.socket import connection
 from lmserve.distributor.socket.connection import MAX_HELD
+from lmserve.distributor.socket.events import event_of
 from lmserve.edge.socket import authentication
 from lmserve.ids import node_of
 from tests.distributor.nodes import listen, whole
@@ -169,7 +172,7 @@ async def test_resuming_and_steering(two: Any) -> None:
 
 async def test_sessions_by_names_of_their_clients(two: Any, make_proxy: Any) -> None:
     proxy, nodes = two
-    names = [f"s{number}" for number in range(8)]
+    names = [f"s{number}" for number in range(24)]
     async with connected(proxy) as socket:
         for name in names:
             await socket.call("session.create", id=name)
@@ -485,4 +488,29 @@ async def test_a_node_that_ends_it_leaves_no_bytes_held(make_app: Any, make_prox
             await socket.ws.receive()
         assert socket.ws.close_code == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
     await proxy.until(lambda: not len(proxy.app[SOCKETS]))
+    await proxy.app[SOCKETS].ended()  # what was being sent is let go there
     assert proxy.app[PROXY].bodies.held_bytes == 0
+
+
+async def test_a_client_that_leaves_while_its_event_is_looked_into_leaves_no_bytes_held(
+    two: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy, _ = two
+    begun, left = threading.Event(), threading.Event()
+
+    def slow(data: bytes) -> Any:
+        begun.set()
+        assert left.wait(20)
+        return event_of(data)
+
+    monkeypatch.setattr(connection, "event_of", slow)
+    async with connected(proxy) as socket:
+        await socket.ws.send_json({"type": "session.create", "title": "x" * 2**20})
+        await proxy.until(begun.is_set)
+        assert proxy.app[PROXY].bodies.held_bytes > 2**20
+        socket.ws._response.connection.transport.abort()
+    try:
+        await proxy.until(lambda: not len(proxy.app[SOCKETS]))
+        assert proxy.app[PROXY].bodies.held_bytes == 0
+    finally:
+        left.set()

@@ -68,11 +68,12 @@ class TinyModel:
         return self._golden[key]
 
 
-def make_model(path: Path, family: str, seed: int = 0) -> TinyModel:
+def make_model(path: Path, family: str, seed: int = 0, **config: Any) -> TinyModel:
+    """`config`: what is other than with the others of the family."""
     torch.manual_seed(seed)
-    module = transformers.AutoModelForCausalLM.from_config(
-        FAMILIES[family](), attn_implementation="eager"
-    )
+    made = FAMILIES[family]()
+    made.update(config)
+    module = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="eager")
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             mean = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -113,7 +114,10 @@ def serving(*args: str, env: dict[str, str] | None = None) -> Iterator[ServerPro
     """`lmserve serve api_server` in a process of its own, ready to answer; stopped at the end."""
     command = [sys.executable, "-m", "lmserve", "serve", "api_server", "--server-port", "0", *args]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | (env or {})
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"LMSERVE_STANDBY": "false"} | os.environ | (env or {}),  # it would cost each 3 s
     )
     assert process.stdout is not None
     try:

@@ -25,14 +25,14 @@ LABELS = [" yes", " no", "maybe so"]
 
 
 @asynccontextmanager
-async def serving(model: TinyModel) -> AsyncIterator[Service]:
+async def serving(model: TinyModel, **settings: Any) -> AsyncIterator[Service]:
     engine = EngineSettings(
         model=str(model.path), engine="thread", dtype="float32", threads=1, device="cpu",
-        stuck_after_s=30.0,
+        stuck_after_s=30.0, **settings,
     )  # fmt: skip
-    settings = Settings(engine=engine)
+    whole = Settings(engine=engine)
     handle = make_handle(engine)
-    service = Service(handle, settings, Metrics(handle, settings))
+    service = Service(handle, whole, Metrics(handle, whole))
     await handle.start()
     try:
         await asyncio.wait_for(handle.wait_ready(), 50)

@@ -13,11 +13,13 @@ import transformers
 from tokenizers import Tokenizer
 
 from lmserve.engine.core import EngineCore
+from lmserve.engine.speculation.speculation import Speculation
 from lmserve.errors import ModelError
 from lmserve.messages import Submit, pack_ids, unpack_ids
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from lmserve.weights import files
+from tests.engine.paged import Free
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(300)]
 NUM_TOKENS = 64
@@ -66,17 +68,17 @@ def answers(core: EngineCore, prompts: list[list[int]], num_tokens: int) -> list
     return tokens
 
 
+def assert_greedy(prompt: list[int], answer: list[int], num_tokens: int) -> None:
+    """Each token is what transformers finds likeliest after those before it, so the answer is its
+    own greedy one: a single run tells, where generating takes one for each token."""
+    assert len(answer) == num_tokens
+    assert likeliest(*prompt, *answer)[len(prompt) - 1 : -1] == answer
+
+
 @cache
-def golden(*prompt: int) -> list[int]:
-    out = transformers_model().generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-        max_new_tokens=NUM_TOKENS,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return out[0, len(prompt) :].tolist()
+def likeliest(*tokens: int) -> list[int]:
+    """After each token."""
+    return log_softmax(list(tokens)).argmax(-1).tolist()
 
 
 @cache
@@ -95,19 +97,21 @@ def transformers_model() -> transformers.PreTrainedModel:
 def test_float32_equals_transformers_batched_alone_chunked_and_with_prefix_hits():
     core = core_of("float32")
     prompts = [tokenizer().encode(text).ids for text in PROMPTS]
-    expected = [golden(*prompt) for prompt in prompts]
-    assert answers(core, prompts, NUM_TOKENS) == expected
+    together = answers(core, prompts, NUM_TOKENS)
+    for prompt, answer in zip(prompts, together, strict=True):
+        assert_greedy(prompt, answer, NUM_TOKENS)
     hits = core.cache.prefix_hits
-    assert answers(core, prompts[1:2], NUM_TOKENS) == expected[1:2]  # alone, on cached KV
+    assert answers(core, prompts[1:2], NUM_TOKENS) == together[1:2]  # alone, on cached KV
     assert core.cache.prefix_hits > hits
-    long = prompts[0] + expected[0] + prompts[2] + expected[2]  # more than a step's budget
-    assert answers(core, [long], 8) == [golden(*long)[:8]]
+    long = prompts[0] + together[0] + prompts[2] + together[2]  # more than a step's budget
+    assert_greedy(long, answers(core, [long], 8)[0], 8)
 
 
 def test_float32_equals_transformers_preempted_and_resumed():
     core = core_of("float32", num_blocks=9)  # of 16 tokens: not even two of the three fit
     prompts = [tokenizer().encode(text).ids for text in PROMPTS]
-    assert answers(core, prompts, NUM_TOKENS) == [golden(*prompt) for prompt in prompts]
+    for prompt, answer in zip(prompts, answers(core, prompts, NUM_TOKENS), strict=True):
+        assert_greedy(prompt, answer, NUM_TOKENS)
     assert core.scheduler.num_preemptions > 0
 
 
@@ -134,6 +138,20 @@ def test_deterministic_answers_do_not_depend_on_the_batch_at_all():
     assert answers(core, prompts[::-1], 24)[::-1] == together  # on cached KV
     core.cache.clear()
     assert [answers(core, [prompt], 24)[0] for prompt in prompts] == together
+
+
+def test_several_tokens_a_step_are_those_of_one_a_step():
+    core = core_of("auto", deterministic=True)
+    lines = "Anna lives in Bremen.\nBoris lives in Lyon.\nClara lives in Porto.\n"
+    prompts = [tokenizer().encode(text).ids for text in (lines + lines, *PROMPTS)]
+    plain = answers(core, prompts, 20)
+    core.cache.clear()
+    core.scheduler.speculation = speculation = Speculation(6, costs=Free())
+    try:
+        assert answers(core, prompts, 20) == plain
+    finally:
+        core.scheduler.speculation = None
+    assert speculation.num_accepted > 0
 
 
 def test_log_probabilities_and_embeddings_equal_transformers_in_float32():

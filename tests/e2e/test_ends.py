@@ -78,7 +78,7 @@ async def test_the_death_of_an_engine_is_one_end_for_every_reader(tiny_llama, tm
             response = last_response(await readers.ended())
             assert response["status"] == "failed"
             assert "died" in response["error"]["message"]
-            assert (await whole)[0] in (500, 503)
+            assert (await whole)[0] in (200, 500)  # begun by then, or not
             assert await get(http, f"/v1/responses/{readers.id}") == response
             await ready(http)
             create = {"type": "response.create", "previous_response_id": readers.id}

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import shutil
 import signal
 import sqlite3
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import orjson
 import pytest
 
+from lmserve.bench.processes import tree
+from lmserve.bridge.child import NAME, STANDBY_NAME
 from tests.e2e.conftest import TinyModel, serving
 from tests.e2e.house import House, clients, cut_at_most, get, output_text
 from tests.e2e.writers import data_lines
+
+
+def name_of(pid: int) -> str:
+    """As `ps` shows it; "" where there is none."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+async def engines_of(server: int) -> list[int]:
+    """All processes of that server but itself, once one of them stands by."""
+    async with asyncio.timeout(60):
+        while True:
+            names = {pid: name_of(pid) for pid in tree(server) if pid != server}
+            if {NAME, STANDBY_NAME} <= set(names.values()):
+                return list(names)
+            await asyncio.sleep(0.05)
 
 
 async def kept_some(data: Path, id: str) -> None:
@@ -68,6 +88,35 @@ async def test_kills_of_a_server_with_a_model(tmp_path, tiny):
     for num in range(6):
         await house.round(house.source.uniform(1.0, 8.0), kills_engine=num % 2 == 1)
     await house.last_round()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_a_killed_server_takes_its_engines_with_it(tmp_path, tiny):
+    """The one that answers, in the middle of it, and the one that stands by."""
+    args = (*tiny, "--data-dir", str(tmp_path))
+    body = {"input": "Count.", "max_output_tokens": 8, "ignore_eos": True}
+    with serving(*args, env={"LMSERVE_STANDBY": "true"}) as server, ExitStack() as stack:
+        async with clients(server) as http:
+            async with http.post("/v1/responses", json=body) as response:
+                first = await response.json()
+            engines = await engines_of(server.pid)
+            ends = [os.pidfd_open(each) for each in engines]
+            for end in ends:
+                stack.callback(os.close, end)
+            endless = body | {"max_output_tokens": 30000, "stream": True}
+            async with http.post("/v1/responses", json=endless) as response:
+                await anext(data_lines(response))
+                os.kill(server.pid, signal.SIGKILL)
+            for end in ends:
+                assert (await asyncio.to_thread(select.select, [end], [], [], 30.0))[0] == [end]
+        args += ("--server-port", server.url.rsplit(":", 1)[1])
+    with serving(*args) as server:
+        async with clients(server) as http:
+            assert await get(http, f"/v1/responses/{first['id']}") == first
+            further = body | {"previous_response_id": first["id"]}
+            async with http.post("/v1/responses", json=further) as response:
+                assert (await response.json())["status"] == "incomplete"
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ async def test_a_client_that_leaves_frees_its_blocks(server):
         async with session.post(f"{server.url}/v1/completions", json=body("stay")) as response:
             await response.content.readline()
         with pytest.raises(TimeoutError):  # not streamed: it leaves while nothing is written
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(0.05):
                 await session.post(f"{server.url}/v1/completions", json=body("go", stream=False))
     await all_blocks_are_back(server)
     assert server.service.inflight == 0

@@ -23,9 +23,12 @@ PERSON = {
 }
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_llama: TinyModel) -> Iterator[Structured]:
-    engine = Structured(tiny_llama.path)
+OVERLAPPING = {"kernels": "twins", "overlap": "on", "graphs": False}
+
+
+@pytest.fixture(scope="module", params=[{}, OVERLAPPING], ids=["in turn", "overlapping"])
+def engine(tiny_llama: TinyModel, request: pytest.FixtureRequest) -> Iterator[Structured]:
+    engine = Structured(tiny_llama.path, **request.param)
     yield engine
     engine.close()
 

@@ -19,7 +19,8 @@ from lmserve.service.warm.warmth import Warmth
 from lmserve.settings import EngineSettings, SessionSettings, Settings, WarmSettings
 from lmserve.types import GenerateRequest
 
-KEY, FORK = SessionKey("", "a"), SessionKey("", "b")
+KEY, FORK = SessionKey("me", "a"), SessionKey("me", "b")
+OTHERS = SessionKey("you", "a")
 NUM_TOKENS = 12
 
 
@@ -39,7 +40,9 @@ class World:
         self.handle = make_handle(self.settings.engine)
         self.metrics = Metrics(self.handle, self.settings)
         self.service = Service(self.handle, self.settings, self.metrics)
-        self.warmth = Warmth(self.handle, warm, self.metrics)
+        self.warmth = Warmth(
+            self.handle, warm, self.metrics, namespace_of=self.service.tenants.namespace
+        )
         self.sessions = Sessions(self.service, self.settings.sessions, warmth=self.warmth)
         self.drafts = Drafts(self.service, self.sessions, self.warmth, warm)
 
@@ -56,11 +59,11 @@ class World:
         await self.handle.close()
         await self.sessions.close()
 
-    async def say(self, text, key=KEY):
+    async def say(self, text, key=KEY, **fields):
         """A greedy turn: its usage, its prompt and the tokens of its answer."""
         request = GenerateRequest(
             messages=[{"role": "user", "content": text}],
-            temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True,
+            temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True, **fields,
         )  # fmt: skip
         turn = await self.sessions.turn(key, request, keep=True)
         _, done = await collect(turn.generation)
@@ -163,6 +166,22 @@ async def test_a_damaged_file_costs_time_only(tiny_llama, tmp_path, damage):
     assert answer == tiny_llama.golden(prompt, NUM_TOKENS)
 
 
+async def test_a_session_of_a_salt_is_warm_beside_that_salt_alone(tiny_llama, tmp_path):
+    salted = {"cache_salt": "mine"}
+    async with living(tiny_llama, tmp_path, spill_after_s=0.0) as world:
+        _, prompt, said = await world.say("hello there, and good morning to you", **salted)
+        await world.until(lambda: world.metrics.kv_saves == 1)
+        assert (await world.handle.control("stats"))["blocks_pinned"] > 0
+        draft = await world.drafts.set(KEY, UNSET, Change("tell me about the people of this city"))
+        assert await draft.ready()
+        assert draft.cached_tokens >= len(prompt)
+    async with living(tiny_llama, tmp_path) as world:  # from disk
+        usage, *_ = await world.say("and then?", **salted)
+        assert usage.cached_tokens >= len(prompt)
+        assert (await plain(world, "me", prompt)).cached_tokens == 0
+        assert (await plain(world, "me", prompt, "mine")).cached_tokens == len(prompt) - 1
+
+
 async def test_another_models_file_is_refused(tiny_models, tmp_path):
     async with living(tiny_models("llama"), tmp_path) as world:
         await world.say("hello there, and good morning to you")
@@ -171,3 +190,30 @@ async def test_another_models_file_is_refused(tiny_models, tmp_path):
         assert usage.cached_tokens == 0
         assert world.metrics.kv_restores["refused"] == 1
     assert answer == tiny_models("mistral").golden(prompt, NUM_TOKENS)
+
+
+async def test_no_key_finds_what_another_ran(tiny_llama, tmp_path):
+    text = "tell me about the people of this city and what they eat"
+    async with living(tiny_llama, tmp_path, spill_after_s=0.0) as world:
+        usage, prompt, said = await world.say(text)
+        theirs, *same = await world.say(text, OTHERS)
+        assert (usage.cached_tokens, theirs.cached_tokens) == (0, 0)
+        assert same == [prompt, said]
+        again, *_ = await world.say("and more", OTHERS)
+        assert again.cached_tokens >= len(prompt)
+    async with living(tiny_llama, tmp_path) as world:  # from disk, each to its own
+        theirs, *_ = await world.say("and more still", OTHERS)
+        assert theirs.cached_tokens > 0
+        usage = await plain(world, "you", prompt)
+        assert usage.cached_tokens == len(prompt) - 1
+        assert (await plain(world, "me", prompt)).cached_tokens == 0
+        assert (await plain(world, "you", prompt, "salt")).cached_tokens == 0
+        assert (await plain(world, "you", prompt, "salt")).cached_tokens == len(prompt) - 1
+        assert (await plain(world, "me", prompt, "salt")).cached_tokens == 0
+        assert (await world.handle.control("check"))["held"] == 0
+
+
+async def plain(world, owner, prompt, cache_salt=""):
+    request = GenerateRequest(token_ids=prompt, max_tokens=1, owner=owner, cache_salt=cache_salt)
+    _, done = await collect(await world.service.generate(request))
+    return done.usage

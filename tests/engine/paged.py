@@ -11,6 +11,8 @@ row that has it anywhere in its blocks, as 0 times NaN would through the mask.
 from __future__ import annotations
 
 import struct
+from collections import deque
+from collections.abc import Iterable
 from collections.abc import Sequence as Tokens
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -20,13 +22,15 @@ from typing import Any
 import numpy as np
 
 from lmserve.engine.core import EngineCore
-from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
+from lmserve.engine.plan import UNREAD, BlockCopy, Row, StepPlan, StepResult
 from lmserve.messages import (
+    NOBODY,
     Abort,
     Control,
     ControlReply,
     SequenceOutput,
     Submit,
+    Tenant,
     TokenLogprob,
     Update,
     pack_ids,
@@ -91,7 +95,45 @@ class PagedMemory:
             self.blocks[table[i // self.block_size]][i % self.block_size] = value
 
 
+class PagedStep:
+    """Computed at once, or in its turn."""
+
+    def __init__(self, runner: PagedRunner, plan: StepPlan):
+        self._runner = runner
+        self.plan = plan
+        self._kv: dict[int, list[int]] | None = None
+        self._rows: Tokens[Row] = ()
+        self._result: StepResult | None = None
+        self.error: Exception | None = None
+        self.is_stale = False
+
+    def compute(self) -> None:
+        self._kv = self._runner.compute(self.plan)
+
+    def draw(self, rows: Tokens[Row], masks: object) -> None:
+        assert [row.rid for row in rows] == [row.rid for row in self.plan.rows]
+        self._rows = [*rows]
+
+    def run(self) -> None:
+        """As the device does, in the order of launching."""
+        try:
+            if self._kv is None:
+                self.compute()
+            assert self._kv is not None
+            self._result = self._runner.sample(self._rows, self._kv)
+        except Exception as error:
+            self.error = error
+
+    def result(self) -> StepResult:
+        self._runner.run_until(self)
+        if self.error is not None:
+            raise self.error
+        assert self._result is not None
+        return self._result
+
+
 class PagedRunner:
+    overlaps = False
     model_path = "paged"
     architecture = "paged"
     num_parameters = hidden_size = 0
@@ -121,10 +163,18 @@ class PagedRunner:
         self.raising: set[int] = set()  # a plan with one of these rows raises as a whole
         self.failing: set[int] = set()  # these rows fail alone
         self.half_done = False  # what raises has made its copies and written before
+        self.drawn: dict[int, int] = {}  # the last token of each row
+        self.broken: set[int] = set()  # what is computed of these nobody wants
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> PagedStep:
         self.plans.append(plan)
         self._check(plan)
+        step = PagedStep(self, plan)
+        step.compute()
+        return step
+
+    def compute(self, plan: StepPlan) -> dict[int, list[int]]:
+        """The KV of each row, which is in its blocks now."""
         raising = self.raising.intersection(row.rid for row in plan.rows)
         if raising and not self.half_done:
             raise RuntimeError("injected\nsecond line")
@@ -136,7 +186,25 @@ class PagedRunner:
                 self.memory.write(row.blocks, row.start, kv[row.rid])
         if raising:
             raise RuntimeError("injected\nsecond line")
-        return self._sample(plan, kv)
+        return kv
+
+    def wants_chore(self, *, idle: bool) -> bool:
+        return False
+
+    def do_chore(self) -> None:
+        raise AssertionError("there is none")
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError)
+
+    def release_cached(self) -> None:
+        pass
+
+    def run_until(self, step: PagedStep) -> None:
+        step.run()
+
+    def is_poisoned(self, row: Row) -> bool:
+        return self.memory.poisoned(row.blocks)
 
     def kv_fingerprint(self) -> str:
         return "paged"
@@ -151,24 +219,32 @@ class PagedRunner:
         self.memory.scrub(blocks)
         self.memory.write(blocks, 0, [value for (value,) in SLOT.iter_unpack(data)])
 
-    def _sample(self, plan: StepPlan, kv: dict[int, list[int]]) -> StepResult:
+    def sample(self, rows: Tokens[Row], kv: dict[int, list[int]]) -> StepResult:
         result = StepResult()
-        for row in plan.rows:
+        for row in rows:
             if row.rid in self.failing:
                 result.errors[row.rid] = "injected"
-                continue
-            if self.memory.poisoned(row.blocks):
+            elif self.is_poisoned(row):
                 result.errors[row.rid] = "poisoned"
+            if row.rid in result.errors:
+                self.broken.add(row.rid)
                 continue
             if row.prompt is not None:
                 self._tell(row, kv[row.rid], result)
             if row.sampling is not None:
-                banned = row.banned_ids if self.poison is None else (*row.banned_ids, self.poison)
-                token = choose(kv[row.rid][-1], self.vocab_size, banned)
-                result.tokens[row.rid] = token = token if row.forced is None else row.forced
-                if row.sampling.logprobs is not None:
-                    result.logprobs[row.rid] = logprob(token, kv[row.rid][-1])
+                self._draw(row, kv[row.rid], result)
         return result
+
+    def _draw(self, row: Row, kv: list[int], result: StepResult) -> None:
+        banned = row.banned_ids if self.poison is None else (*row.banned_ids, self.poison)
+        befores = [kv[len(place.token_ids) - 1] for place in row.places]
+        tokens = [choose(before, self.vocab_size, banned) for before in befores]
+        tokens = row.kept(tokens if row.forced is None else [row.forced])
+        result.tokens[row.rid] = tokens
+        self.drawn[row.rid] = tokens[-1]
+        if row.sampling is not None and row.sampling.logprobs is not None:
+            told = [logprob(token, before) for token, before in zip(tokens, befores, strict=False)]
+            result.logprobs[row.rid] = told
 
     def _tell(self, row: Row, kv: list[int], result: StepResult) -> None:
         """Of position p the row has its KV at p - start."""
@@ -184,11 +260,17 @@ class PagedRunner:
     def _kv(self, row: Row) -> list[int]:
         read = self.memory.read(row.blocks, row.start)
         before = chain(row.history[: row.start])
-        self._expect(read == before, f"row {row.rid} reads foreign KV")
-        kv = chain(row.token_ids, before[-1] if before else 0)
+        self._expect(
+            read == before or row.rid in self.broken,
+            f"row {row.rid} reads foreign KV {row} {read} {before} {len(self.plans)}",
+        )
+        # of one that failed there is none: whatever comes of it is dropped
+        drawn = self.drawn.get(row.rid, 0)
+        tokens = [drawn if token == UNREAD else token for token in row.token_ids]
+        kv = chain(tokens, before[-1] if before else 0)
         return [
             POISON if token == self.poison else value
-            for token, value in zip(row.token_ids, kv, strict=True)
+            for token, value in zip(tokens, kv, strict=True)
         ]
 
     def _expect(self, holds: bool, what: str) -> None:
@@ -199,14 +281,18 @@ class PagedRunner:
         written: set[int] = set()
         for row in plan.rows:
             name, end = f"row {row.rid}", row.context_len
+            own_end = end - row.num_proposed
             self._expect(bool(row.token_ids), f"{name} is empty")
+            unread = [UNREAD] if row.is_unread else []
+            self._expect(not unread or self.overlaps, f"{name} runs a token that nobody has")
             self._expect(
-                list(row.token_ids) == list(row.history[row.start : end]),
+                [*row.token_ids] == [*row.history[row.start : own_end], *unread, *row.proposed],
                 f"{name} runs other tokens than its own",
             )
             self._expect(end <= len(row.blocks) * self.block_size, f"{name} has too few blocks")
             self._expect(
-                row.sampling is None or end == len(row.history), f"{name} samples before its end"
+                own_end == len(row.history) + len(unread) if row.sampling else not row.num_proposed,
+                f"{name} samples before its end",
             )
             if row.prompt is not None:
                 told = row.prompt.scored or row.prompt.pooled
@@ -228,7 +314,64 @@ class PagedRunner:
         for row in plan.rows:
             others = row.blocks[: row.start // self.block_size]
             self._expect(written.isdisjoint(others), f"row {row.rid} reads what is written")
-            self._expect(not set(plan.scrubs).intersection(others), "a read block is zeroed")
+            zeroed = set(plan.scrubs) - {copy.target for copy in plan.copies}
+            self._expect(zeroed.isdisjoint(others), "a read block is zeroed")
+
+
+class LaggingRunner(PagedRunner):
+    """Launches without computing: that is done when it has to be, in the order of launching. What
+    lies beyond a row's context, it does not read: a block may be given out while a step that was
+    launched before still writes it."""
+
+    overlaps = True
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._queue: deque[PagedStep] = deque()
+        self._failed: PagedStep | None = None  # which nobody has read yet
+
+    def launch(self, plan: StepPlan) -> PagedStep:
+        self.plans.append(plan)
+        self._check(plan)
+        step = PagedStep(self, plan)
+        step.is_stale = self._failed is not None
+        self._queue.append(step)
+        return step
+
+    def run_until(self, step: PagedStep) -> None:
+        while step in self._queue:
+            self._run_next()
+        if self._failed is step:
+            self._failed = None
+
+    def _run_next(self) -> None:
+        step = self._queue.popleft()
+        before = set(self.broken)
+        if step.is_stale:  # what it was launched on has failed: both will be run again
+            self.broken |= {row.rid for row in step.plan.rows}
+        step.run()
+        if step.is_stale:
+            self.broken = before
+        if step.error is not None:
+            self._failed = self._failed or step
+            for each in self._queue:
+                each.is_stale = True
+
+    def is_poisoned(self, row: Row) -> bool:
+        return POISON in self.memory.read(row.blocks, row.context_len)
+
+    def catch_up(self) -> None:
+        """All that was launched."""
+        while self._queue:
+            self._run_next()
+
+    def read_kv(self, blocks: Tokens[int], num_tokens: int) -> memoryview:
+        self.catch_up()
+        return super().read_kv(blocks, num_tokens)
+
+    def write_kv(self, blocks: Tokens[int], num_tokens: int, data: bytearray) -> None:
+        self.catch_up()
+        super().write_kv(blocks, num_tokens, data)
 
 
 @dataclass(slots=True)
@@ -322,6 +465,31 @@ def forced_by(thinking: Thinking, output: list[int]) -> int | None:
     return end[begun[-1]]
 
 
+class Prophet:
+    """Proposes what comes where nothing is banned, and something else where `right` says False."""
+
+    def __init__(self, right: Iterable[bool], vocab_size: int = 50):
+        self._right = iter(right)
+        self._vocab_size = vocab_size
+
+    def propose(self, tokens: Tokens[int], most: int) -> list[int]:
+        text = list(tokens)
+        for _ in range(most):
+            token = choose(chain(text)[-1], self._vocab_size)
+            text.append(token if next(self._right) else (token + 1) % self._vocab_size)
+        return text[len(tokens) :]
+
+
+class Free:
+    """Costs of an engine for which more tokens cost nothing: as many are proposed as may be."""
+
+    def add(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        pass
+
+    def share(self, num_rows: int) -> float:
+        return 0.0
+
+
 class Inline(Executor):
     """The helper thread's work, done on the spot."""
 
@@ -344,10 +512,17 @@ class Bench:
         self.core.kv.executor = Inline()
         self.answers: dict[int, Answer] = {}
 
-    def submit(self, rid: int, prompt: Tokens[int], priority: int = 0, **sampling: Any) -> Answer:
+    def submit(
+        self,
+        rid: int,
+        prompt: Tokens[int],
+        priority: int = 0,
+        tenant: Tenant = NOBODY,
+        **sampling: Any,
+    ) -> Answer:
         self.answers[rid] = Answer()
         params = SamplingParams(**sampling)
-        assert self.core.handle([Submit(rid, pack_ids(prompt), params, priority)]) == []
+        assert self.core.handle([Submit(rid, pack_ids(prompt), params, priority, tenant)]) == []
         return self.answers[rid]
 
     def update(self, rid: int, **sampling: Any) -> None:
@@ -387,7 +562,9 @@ class Bench:
         for output in self.core.step().outputs:
             self.answers[output.rid].add(output)
         self.core.cache.check()
-        assert self.runner.violations == []
+        assert not self.runner.violations, self.runner.violations
+        if self.core.overlaps:
+            return self.core._before.plan if self.core._before is not None else StepPlan([])
         return self.runner.plans[before] if len(self.runner.plans) > before else StepPlan([])
 
     def drain(self, max_steps: int = 1000) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lmserve.messages import LOWEST, Control, Submit, pack_ids
+from lmserve.engine.plan import StepPlan
+from lmserve.messages import LOWEST, Begun, Control, Submit, pack_ids
 from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 from tests.engine.paged import Bench, PagedRunner, chain, choose, oracle
@@ -256,8 +257,8 @@ def test_who_shares_a_block_with_one_that_fails_gets_its_answer() -> None:
 
 def test_a_row_without_a_token_is_an_error_not_a_hang() -> None:
     class Mute(PagedRunner):
-        def _sample(self, *args: Any) -> Any:
-            result = super()._sample(*args)
+        def sample(self, *args: Any) -> Any:
+            result = super().sample(*args)
             result.tokens.clear()
             return result
 
@@ -320,6 +321,23 @@ def test_the_first_part_of_a_prompt_tells_that_it_runs() -> None:
     assert (first.token_ids, first.finish) == (b"", None)
     assert first.queue_s is not None
     assert (len(token.token_ids), token.queue_s) == (4, None)
+
+
+def test_who_begins_is_told_before_the_step_that_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(settings=EngineSettings(max_batch_size=2))
+    order: list[Any] = []
+    compute = bench.runner.compute
+
+    def noted(plan: StepPlan) -> dict[int, list[int]]:
+        order.append([row.rid for row in plan.rows])
+        return compute(plan)
+
+    monkeypatch.setattr(bench.core, "tell", order.extend)
+    monkeypatch.setattr(bench.runner, "compute", noted)
+    for rid in (1, 2, 3):
+        bench.submit(rid, [5], max_tokens=2)
+    bench.drain()
+    assert order == [Begun([1, 2]), [1, 2], [1, 2], Begun([3]), [3], [3]]
 
 
 # --- more than tokens ------------------------------------------------------------------------

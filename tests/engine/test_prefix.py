@@ -4,7 +4,9 @@ import pytest
 
 from lmserve.engine.cache.blocks import IntegrityError
 from lmserve.engine.cache.manager import CacheManager
+from lmserve.engine.plan import StepPlan
 from lmserve.engine.sequence import Sequence
+from lmserve.messages import Tenant
 from lmserve.sampling import SamplingParams
 
 
@@ -13,12 +15,17 @@ class Cache(CacheManager):
 
     def run(self, tokens: list[int], namespace: int = 0) -> Sequence:
         """Admits a sequence and computes all of it."""
-        seq = Sequence(0, list(tokens), SamplingParams(), namespace=namespace)
+        seq = Sequence(0, list(tokens), SamplingParams(), tenant=Tenant(namespace=namespace))
         assert self.admit(seq)
-        self.take_copies()
-        self.end_step()
+        self.step()
         self.commit(seq, seq.num_behind)
         return seq
+
+    def step(self) -> StepPlan:
+        """One that runs nothing but what is to be done to blocks."""
+        plan = StepPlan([], **self.take_moves())
+        self.end_step(plan)
+        return plan
 
     def know(self, tokens: list[int], namespace: int = 0) -> None:
         """Leaves the tokens in the tree."""
@@ -54,7 +61,7 @@ def test_at_least_one_token_of_a_known_prompt_is_run() -> None:
     seq = Sequence(0, [1, 2, 3, 4, 5, 6, 7, 8], SamplingParams())
     assert cache.admit(seq)
     assert seq.num_computed == 7
-    (copy,) = cache.take_copies()
+    (copy,) = cache.step().copies
     assert (copy.target, copy.num_tokens) == (seq.blocks[1], 3)
     assert copy.source != copy.target
 
@@ -70,7 +77,7 @@ def test_full_blocks_are_shared_and_a_part_is_copied() -> None:
     third = Sequence(2, [1, 2, 3, 4, 5, 6], SamplingParams())
     assert cache.admit(third)
     assert third.num_computed == 5
-    assert [copy.num_tokens for copy in cache.take_copies()] == [1]
+    assert [copy.num_tokens for copy in cache.step().copies] == [1]
 
 
 def test_the_source_of_a_copy_is_held_until_the_step_has_run() -> None:
@@ -78,10 +85,11 @@ def test_the_source_of_a_copy_is_held_until_the_step_has_run() -> None:
     cache.know([1, 2, 3])
     first = Sequence(0, [1, 2, 3, 4], SamplingParams())
     assert cache.admit(first)
-    (copy,) = cache.take_copies()
+    plan = StepPlan([], **cache.take_moves())
+    (copy,) = plan.copies
     second = Sequence(1, [7] * 8, SamplingParams())
     assert not cache.admit(second)  # one block is free; the source must not be taken
-    cache.end_step()
+    cache.end_step(plan)
     assert cache.admit(second)
     assert copy.source in second.blocks
 
@@ -92,7 +100,7 @@ def test_a_copy_there_is_no_room_for_is_not_made() -> None:
     seq = Sequence(0, [1, 2, 3, 4, 5, 6, 7], SamplingParams())
     assert cache.admit(seq, alone=True)
     assert seq.num_computed == 4
-    assert cache.take_copies() == []
+    assert cache.step().copies == []
 
 
 def test_namespaces_share_nothing() -> None:
@@ -244,11 +252,10 @@ def test_a_suspect_block_is_zeroed_once_before_it_is_used_again() -> None:
     cache.forget(cache.run([1, 1, 2]))
     seq = Sequence(0, [3, 3, 4, 4, 5], SamplingParams())
     assert cache.admit(seq)
-    assert sorted(cache.take_scrubs()) == [0, 1]  # the third was never the failed one's
-    cache.end_step()
+    assert sorted(cache.step().scrubs) == [0, 1]  # the third was never the failed one's
     cache.release(seq)
     assert cache.admit(seq)
-    assert cache.take_scrubs() == []
+    assert cache.step().scrubs == []
 
 
 def test_a_suspect_block_given_out_and_taken_back_stays_suspect() -> None:
@@ -257,10 +264,9 @@ def test_a_suspect_block_given_out_and_taken_back_stays_suspect() -> None:
     seq = Sequence(0, [3, 3, 4, 4, 5], SamplingParams())
     assert cache.admit(seq)
     cache.release(seq)  # before a step ran
-    assert cache.take_scrubs() == []
-    cache.end_step()
+    assert cache.step().scrubs == []
     assert cache.admit(seq)
-    assert sorted(cache.take_scrubs()) == [0, 1]
+    assert sorted(cache.step().scrubs) == [0, 1]
 
 
 def test_a_copy_of_its_own_is_offered_although_its_twin_failed() -> None:

@@ -14,7 +14,7 @@ from tiny import GREEDY, LLAMA, greedy, prompts_of, random_model, tiny_runner
 
 from lmserve.attention.base import CacheShape
 from lmserve.engine.cache.tensors import KVCache
-from lmserve.engine.loader import available_cores, choose_numerics
+from lmserve.engine.numerics import available_cores, choose_numerics
 from lmserve.engine.plan import BlockCopy, Row, StepPlan, StepResult
 from lmserve.engine.runner import NOT_FINITE
 from lmserve.errors import ModelError, SettingsError

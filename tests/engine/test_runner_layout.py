@@ -84,3 +84,14 @@ def test_files_that_the_kernel_keeps_in_a_cgroup_are_not_used(
         f"anon 100\nfile 2000000\n{prefix}inactive_file 1500000\n{prefix}active_file 400000\n"
     )
     assert available_memory(meminfo, tmp_path) == 2000000
+
+
+def test_what_a_step_takes_is_left_to_it(caplog):
+    given = {**USUAL, "share": 0.8, "available_bytes": 1000 * MIB}
+    assert plan_layout(**given, step_bytes=200 * MIB).num_bytes == 800 * MIB
+    assert not caplog.records
+    assert plan_layout(**given, step_bytes=300 * MIB).num_bytes == 700 * MIB
+    assert "up to 300 MiB of the 1000 MiB that are free" in caplog.text
+    assert "gets 700 MiB and not 800" in caplog.text
+    with pytest.raises(SettingsError, match="holds 0 tokens"):
+        plan_layout(**given, step_bytes=2000 * MIB)

@@ -80,12 +80,12 @@ def _fields(params: SamplingParams) -> dict[str, float]:
 def test_a_wide_vocabulary_keeps_the_same_tokens_as_a_full_sort(spread):
     """Some rows need more than the candidates, some do not; min_p, top_k and top_p alike."""
     generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(3 * CANDIDATES, generator=generator) * spread
+    logits = torch.randn(3 * CANDIDATES[-1], generator=generator) * spread
     for params in (
         SamplingParams(temperature=1.0, top_p=0.9),
         SamplingParams(temperature=1.0, min_p=0.5),
         SamplingParams(temperature=1.0, min_p=0.98, top_p=0.95),
-        SamplingParams(temperature=1.0, top_k=2 * CANDIDATES, top_p=0.99),
+        SamplingParams(temperature=1.0, top_k=2 * CANDIDATES[-1], top_p=0.99),
     ):
         expected = slow_distribution(logits, params)
         order = sorted(range(len(expected)), key=lambda token: -logits[token].item())

@@ -7,6 +7,7 @@ from lmserve.engine.plan import StepPlan
 from lmserve.engine.policy import WaitingQueue
 from lmserve.engine.scheduler import Scheduler
 from lmserve.engine.sequence import ALLOWED, Sequence, State
+from lmserve.engine.shares import Share
 from lmserve.messages import LOWEST
 from lmserve.sampling import SamplingParams
 
@@ -31,7 +32,7 @@ def run(scheduler: Scheduler) -> dict[int, int]:
 
 
 def commit(scheduler: Scheduler, plan: StepPlan) -> None:
-    scheduler.cache.end_step()
+    scheduler.cache.end_step(plan)
     for row in plan.rows:
         seq = scheduler.running[row.rid]
         scheduler.cache.commit(seq, len(row.token_ids))
@@ -197,17 +198,6 @@ def test_a_short_urgent_prompt_does_not_wait_for_a_long_one() -> None:
     assert run(s) == {2: 3, 1: 5}
 
 
-def test_preemption_follows_the_policys_order() -> None:
-    cache = CacheManager(6, 2)
-    s = Scheduler(cache, max_batch_size=4, max_step_tokens=16, order=lambda seq: (-seq.arrival,))
-    s.add(sequence(1, 3))
-    run(s)
-    s.add(sequence(2, 3))
-    while not s.num_preemptions:
-        run(s)
-    assert list(s.running) == [2]  # the last to come is the first in this order
-
-
 def test_a_sequence_alone_gets_the_whole_pool() -> None:
     s = scheduler(num_blocks=3, block_size=2, budget=64)
     s.add(sequence(1, 5, max_tokens=2))
@@ -320,8 +310,9 @@ def test_states_change_only_as_the_table_says() -> None:
 def test_a_removed_request_leaves_the_queue_in_order() -> None:
     queue = WaitingQueue()
     sequences = [sequence(rid, 1) for rid in range(4)]
+    share = Share()
     for arrival, seq in enumerate(sequences):
-        seq.arrival = arrival
+        seq.arrival, seq.share = arrival, share
         queue.push(seq)
     queue.remove(0)
     queue.remove(2)
@@ -331,16 +322,18 @@ def test_a_removed_request_leaves_the_queue_in_order() -> None:
 
 
 def test_requests_that_give_up_do_not_pile_up_in_the_queue() -> None:
-    queue = WaitingQueue()
+    queue, share = WaitingQueue(), Share()
     for rid in range(1000):
         seq = sequence(rid, 1)
-        seq.arrival = rid
+        seq.arrival, seq.share = rid, share
         queue.push(seq)
         if rid % 10:
             queue.remove(rid)
-    assert len(queue._heap) <= 2 * len(queue) + 64
+    assert queue._num_entries == len(queue._heaps[share]) <= 2 * len(queue) + 64
     assert [queue.pop().rid for _ in range(len(queue))] == list(range(0, 1000, 10))
     for rid in range(1000):
-        queue.push(sequence(rid, 1))
+        seq = sequence(rid, 1)
+        seq.share = share
+        queue.push(seq)
         queue.remove(rid)
-    assert len(queue._heap) <= 64
+    assert queue._num_entries <= 64

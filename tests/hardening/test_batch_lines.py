@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiohttp.test_utils import TestClient
+import aiohttp
 
 from tests.hardening.doors import DOORS, Door
 from tests.hardening.values import BAD
@@ -28,7 +28,7 @@ def batch(door: Door) -> tuple[bytes, int]:
     return "".join(lines).encode(), len(lines)
 
 
-async def test_each_line_is_refused_alone(client: TestClient) -> None:
+async def test_each_line_is_refused_alone(client: aiohttp.ClientSession) -> None:
     for door in DOORS[:2]:
         content, num_lines = batch(door)
         status, file = await upload(client, content)

@@ -10,10 +10,11 @@ import zlib
 from io import BytesIO
 from typing import Any
 
-from aiohttp.test_utils import TestClient
+import aiohttp
 
 from tests.hardening.conftest import told
 from tests.hardening.doors import DOORS, Door
+from tests.hardening.real import RealServer
 
 HTTP = [door for door in DOORS if not door.socket]
 
@@ -46,7 +47,7 @@ def broken(body: dict[str, Any]) -> dict[str, bytes]:
     }
 
 
-async def test_what_is_not_json_is_refused(client: TestClient) -> None:
+async def test_what_is_not_json_is_refused(client: aiohttp.ClientSession) -> None:
     for door in HTTP:
         for what, body in broken(door.body).items():
             async with client.post(door.path, data=BytesIO(body)) as response:
@@ -55,7 +56,7 @@ async def test_what_is_not_json_is_refused(client: TestClient) -> None:
                 told(answer)
 
 
-async def test_fields_that_nobody_knows_are_nobodys_matter(client: TestClient) -> None:
+async def test_fields_that_nobody_knows_are_nobodys_matter(client: aiohttp.ClientSession) -> None:
     more = b',"\\u0000":1,"":[],"__class__":{"a":[]},"x":1e300,"y":%b}' % (b"9" * 4000)
     for door in HTTP:
         body = json.dumps(door.body).encode()[:-1] + more
@@ -63,7 +64,7 @@ async def test_fields_that_nobody_knows_are_nobodys_matter(client: TestClient) -
             assert response.status in (200, 400), (door.id, await response.read())
 
 
-async def test_nothing_is_unpacked(client: TestClient) -> None:
+async def test_nothing_is_unpacked(real: RealServer) -> None:
     bomb = gzip.compress(b" " * 10**6)
     for door in HTTP:
         good = json.dumps(door.body).encode()
@@ -74,7 +75,7 @@ async def test_nothing_is_unpacked(client: TestClient) -> None:
             ("br", good),
             ("gzip, gzip", good),
         ):
-            sent = await raw(client, door, body, f"Content-Encoding: {encoding}", len(body))
+            sent = await raw(real, door, body, f"Content-Encoding: {encoding}", len(body))
             assert sent.startswith(b"HTTP/1.1 400"), (door.id, encoding, sent[:300])
 
 
@@ -92,9 +93,9 @@ FRAMES = (
 )
 
 
-async def test_bodies_framed_badly(client: TestClient) -> None:
+async def test_bodies_framed_badly(real: RealServer) -> None:
     for header, body in FRAMES:
-        sent = await raw(client, HTTP[0], body, header)
+        sent = await raw(real, HTTP[0], body, header)
         assert re.match(rb"HTTP/1\.[01] 4", sent), (header[:60], sent[:300])
 
 
@@ -105,22 +106,22 @@ ENDLESS = (
 )
 
 
-async def test_bodies_that_never_end_hold_nothing(client: TestClient) -> None:
+async def test_bodies_that_never_end_hold_nothing(real: RealServer) -> None:
     """Once their clients go; those who stay are given up after a while (tests/server)."""
     for door in HTTP:
         for header, body in ENDLESS:
-            reader, writer = await opened(client, door, body, header)
+            reader, writer = await opened(real, door, body, header)
             writer.close()
             assert (await reader.read())[:12] in (b"", b"HTTP/1.1 400")
 
 
 async def raw(
-    client: TestClient, door: Door, body: bytes, header: str, length: int | None = None
+    real: RealServer, door: Door, body: bytes, header: str, length: int | None = None
 ) -> bytes:
     """What is answered to these bytes, up to the end of the connection."""
     if length is not None:
         header = f"{header}\r\nContent-Length: {length}"
-    reader, writer = await opened(client, door, body, header)
+    reader, writer = await opened(real, door, body, header)
     try:
         async with asyncio.timeout(10):
             return await reader.read(4096)
@@ -129,8 +130,8 @@ async def raw(
 
 
 async def opened(
-    client: TestClient, door: Door, body: bytes, header: str
+    real: RealServer, door: Door, body: bytes, header: str
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", real.port)
     writer.write(f"POST {door.path} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode() + body)
     return reader, writer

@@ -1,18 +1,15 @@
-"""A real server process with a real model: values that the engine itself sees, beside streams that
-must not see them."""
+"""Values that the engine itself sees."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.e2e.conftest import ServerProcess, make_model, serving
-from tests.hardening.conftest import said, told, undisturbed
+from tests.hardening.conftest import told
 from tests.hardening.doors import USER
 
 VOCAB = 450  # at most; all there are come with it
@@ -63,27 +60,6 @@ CONTRARY: dict[str, dict[str, Any]] = {
     },
     "an end that is allowed alone": {"allowed_token_ids": [EOS], "guided_regex": "a+"},
 }
-
-
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    folder = tmp_path_factory.mktemp("hardened")
-    model = make_model(folder / "model", "llama")
-    with serving(
-        str(model.path), "--deterministic", "--dtype", "float32", "--device", "cpu",
-        "--threads", "1", "--data-dir", str(folder / "data"),
-    ) as server:  # fmt: skip
-        yield server
-
-
-@pytest.fixture
-async def client(process: ServerProcess) -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=50)
-    async with aiohttp.ClientSession(process.url, timeout=timeout) as client:
-        async with undisturbed(client, said):
-            yield client
-        health = await client.get("/health")
-        assert health.status == 200, await health.text()
 
 
 async def ask(client: aiohttp.ClientSession, fields: dict[str, Any]) -> tuple[int, bytes]:
@@ -146,3 +122,22 @@ async def test_constraints_come_and_go_in_one_batch(client: aiohttp.ClientSessio
                 response.close()
 
     await asyncio.gather(*map(one, range(60)))
+
+
+NUM_SCHEMAS = 4000
+AT_ONCE = 16
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_thousands_of_schemas_leave_nothing(client: aiohttp.ClientSession) -> None:
+    """None of them seen before. What is kept of them is bounded, in the server and in the engine:
+    test_advisories.py has the bounds, `real` looks at the memory."""
+
+    async def some(first: int) -> None:
+        for index in range(first, NUM_SCHEMAS, AT_ONCE):
+            schema = {"type": "object", "properties": {f"unique{index}": {"enum": [index]}}}
+            status, answer = await ask(client, {"guided_json": schema, "max_tokens": 1})
+            assert status == 200, answer
+
+    await asyncio.gather(*map(some, range(AT_ONCE)))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 
+import aiohttp
 import pytest
-from aiohttp.test_utils import TestClient
 
+from tests.hardening.asking import ask
 from tests.hardening.conftest import told
 from tests.hardening.doors import DOORS, Door
 from tests.hardening.values import BAD
-from tests.server.sockets import connected
 
 HEAVY = ("schema", "regex", "grammar")
 NUM_SHARES = 3  # a client takes a moment to make
@@ -28,18 +27,20 @@ def cases(door: Door, heavy: bool) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("share", range(NUM_SHARES))
-async def test_each_value_is_refused_with_its_name(client: TestClient, share: int) -> None:
+async def test_each_value_is_refused_with_its_name(
+    client: aiohttp.ClientSession, share: int
+) -> None:
     await all_refused(client, share, heavy=False)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("share", range(NUM_SHARES))
-async def test_each_bomb_is_refused_everywhere(client: TestClient, share: int) -> None:
+async def test_each_bomb_is_refused_everywhere(client: aiohttp.ClientSession, share: int) -> None:
     await all_refused(client, share, heavy=True)
 
 
-async def all_refused(client: TestClient, share: int, *, heavy: bool) -> None:
+async def all_refused(client: aiohttp.ClientSession, share: int, *, heavy: bool) -> None:
     wrong = []
     for door in DOORS[share::NUM_SHARES]:
         for thing, raw in cases(door, heavy):
@@ -59,13 +60,3 @@ def names(door: Door, thing: str, body: bytes) -> bool:
         return param.startswith(name)
     # a socket's frame may be too deep
     return name in message or "not valid JSON" in message
-
-
-async def ask(client: TestClient, door: Door, body: str) -> tuple[int, bytes]:
-    if door.socket:
-        async with connected(client) as socket:
-            await socket.raw(body)
-            event = (await socket.ws.receive(timeout=20)).data.encode()
-            return (400 if b'"type":"error"' in event else 200), event
-    async with client.post(door.path, data=BytesIO(body.encode())) as response:
-        return response.status, await response.read()

@@ -7,10 +7,21 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from tiny import FLOAT32, GEMMA2, GREEDY, LLAMA, prompts_of, random_model, tables, tiny_runner
+from tiny import (
+    FLOAT32,
+    GEMMA2,
+    GREEDY,
+    LLAMA,
+    prompts_of,
+    random_model,
+    tables,
+    tiny_runner,
+    with_kernels,
+)
 
 from lmserve.engine.plan import Row, StepPlan
 from lmserve.models.linear import DETERMINISTIC_ROWS, TiledLinear
+from lmserve.native.select import INSTRUCTIONS
 
 DETERMINISTIC = replace(FLOAT32, deterministic=True)
 WIDER = {**LLAMA, "hidden_size": 96, "num_attention_heads": 6, "intermediate_size": 160}
@@ -21,22 +32,24 @@ GEMMA = transformers.Gemma2Config(**{**GEMMA2, **WIDER, "intermediate_size": 192
 
 
 @pytest.mark.parametrize(
-    ("config", "threads", "dtype"),
+    ("config", "kernels", "threads", "dtype"),
     [
-        (QWEN3, 1, torch.float32),
-        (QWEN3, 2, torch.float32),
-        (QWEN3, 3, torch.float32),
-        (QWEN3, 1, torch.bfloat16),
-        (QWEN3, 2, torch.bfloat16),
-        (GEMMA, 3, torch.float32),
-        (GEMMA, 2, torch.bfloat16),
+        (QWEN3, "torch", 1, torch.float32),
+        (QWEN3, "torch", 2, torch.float32),
+        (QWEN3, "torch", 3, torch.float32),
+        (QWEN3, "torch", 1, torch.bfloat16),
+        (QWEN3, "torch", 2, torch.bfloat16),
+        (GEMMA, "torch", 3, torch.float32),
+        (GEMMA, "torch", 2, torch.bfloat16),
+        *((QWEN3, kernels, 3, torch.float32) for kernels in INSTRUCTIONS),
+        *((GEMMA, kernels, 2, torch.bfloat16) for kernels in INSTRUCTIONS),
     ],
 )
-def test_logits_do_not_depend_on_neighbours_batch_size_or_chunks(config, threads, dtype):
+def test_logits_do_not_depend_on_neighbours_batch_size_or_chunks(config, kernels, threads, dtype):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        numerics = replace(DETERMINISTIC, dtype=dtype)
+        numerics = with_kernels(kernels, replace(DETERMINISTIC, dtype=dtype), threads)
         runner = tiny_runner(random_model(config), numerics)
         prompt, *others = prompts_of(97, [60, 1, 2, 9, 31, 77])
         blocks = tables(runner, 6, 100)

@@ -15,6 +15,7 @@ from tiny import (
     GEMMA,
     GEMMA2,
     GREEDY,
+    KERNELS,
     MemoryCheckpoint,
     checkpoint_of,
     golden,
@@ -24,6 +25,7 @@ from tiny import (
     runner_of,
     tables,
     tiny_runner,
+    with_kernels,
 )
 
 from lmserve.engine.plan import Row, StepPlan
@@ -75,14 +77,18 @@ def test_attention_to_what_comes_after_is_refused():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    ("kernels", "deterministic"),
+    [("torch", False), ("torch", True), ("avx2", False), ("avx512", False), ("twins", False)],
+)
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
-def test_logits_equal_transformers(name, deterministic, dtype, close):
+def test_logits_equal_transformers(name, kernels, deterministic, dtype, close):
     module = random_model(CONFIGS[name]()).to(dtype)
     (prompt,) = prompts_of(97, [40])
     with torch.inference_mode():
         expected = module(torch.tensor([prompt])).logits[0, -1]
-    runner = tiny_runner(module, replace(FLOAT32, dtype=dtype, deterministic=deterministic))
+    numerics = replace(FLOAT32, dtype=dtype, deterministic=deterministic)
+    runner = tiny_runner(module, with_kernels(kernels, numerics))
     (blocks,) = tables(runner, 1, 40)
     got = runner.logits(StepPlan([Row(0, prompt, 0, blocks, GREEDY)]))[-1]
     torch.testing.assert_close(got.float(), expected.float(), atol=close, rtol=close)
@@ -124,7 +130,8 @@ def test_the_text_part_of_a_model_that_sees(saved):
         build(checkpoint, "", FLOAT32)
 
 
-def test_with_integer_products():
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_with_integer_products(kernels):
     """Every part of a quantised file in the form it is served in."""
     sizes = {"hidden_size": 64, "intermediate_size": 96}
     module = random_model(transformers.Gemma2Config(**{**GEMMA2, **sizes}))
@@ -136,7 +143,7 @@ def test_with_integer_products():
             checkpoint.tensors[name] = GGMLTensor("Q8_0", data, tuple(tensor.shape))
     (prompt,) = prompts_of(97, [30])
     results = []
-    for numerics in (FLOAT32, replace(FLOAT32, packed=True)):
+    for numerics in (FLOAT32, with_kernels(kernels, replace(FLOAT32, packed=True))):
         runner = runner_of(build(checkpoint, "", numerics), numerics)
         (blocks,) = tables(runner, 1, 30)
         results.append(runner.logits(StepPlan([Row(0, prompt, 0, blocks, GREEDY)]))[-1])

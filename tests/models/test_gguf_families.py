@@ -8,7 +8,18 @@ from typing import Any
 import gguf
 import pytest
 import transformers
-from tiny import FLOAT32, GEMMA, GEMMA2, LLAMA, golden, greedy, prompts_of, random_model, runner_of
+from tiny import (
+    GEMMA,
+    GEMMA2,
+    KERNELS,
+    LLAMA,
+    golden,
+    greedy,
+    prompts_of,
+    random_model,
+    runner_of,
+    with_kernels,
+)
 
 from lmserve.errors import ModelError
 from lmserve.models.registry import build
@@ -92,15 +103,19 @@ def write(path: Path, arch: str, module: Any, own: dict[str, Any]) -> None:
     writer.close()
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("case", CASES)
-def test_greedy_equals_transformers(case, tmp_path):
+def test_greedy_equals_transformers(case, kernels, tmp_path):
     arch, config, own = CASES[case]
     module = random_model(config())
     path = tmp_path / "tiny.gguf"
     write(path, arch, module, own)
-    model = build(open_checkpoint(path, tmp_path), str(path), FLOAT32)
+    numerics = with_kernels(kernels)
+    model = build(open_checkpoint(path, tmp_path), str(path), numerics)
     prompts = prompts_of(97, [3, 25])
-    assert greedy(runner_of(model), prompts, 12) == [golden(module, p, 12) for p in prompts]
+    assert greedy(runner_of(model, numerics), prompts, 12) == [
+        golden(module, p, 12) for p in prompts
+    ]
 
 
 def test_gemma2_s_own_settings_where_the_file_is_old(tmp_path):

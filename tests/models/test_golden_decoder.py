@@ -11,6 +11,7 @@ from tiny import (
     FLOAT32,
     GEMMA,
     GEMMA2,
+    KERNELS,
     LLAMA,
     LLAMA3_ROPE,
     YARN_ROPE,
@@ -20,6 +21,7 @@ from tiny import (
     prompts_of,
     random_model,
     tiny_runner,
+    with_kernels,
 )
 
 from lmserve.errors import ModelError
@@ -67,25 +69,41 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_transformers(family):
-    module = random_model(FAMILIES[family]())
+@pytest.fixture(scope="module", params=FAMILIES)
+def answered(request: pytest.FixtureRequest) -> tuple[Any, list[list[int]], list[list[int]]]:
+    """A model, prompts, and transformers' answers."""
+    module = random_model(FAMILIES[request.param]())
     prompts = prompts_of(97, [1, 3, 17, 40])
-    expected = [golden(module, prompt, 20) for prompt in prompts]
-    runner = tiny_runner(module)
+    return module, prompts, [golden(module, prompt, 20) for prompt in prompts]
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_greedy_equals_transformers(answered, kernels):
+    module, prompts, expected = answered
+    runner = tiny_runner(module, with_kernels(kernels))
     assert greedy(runner, prompts, 20) == expected
     assert greedy(runner, prompts, 20, chunk=5) == expected
     assert [greedy(runner, [prompt], 20)[0] for prompt in prompts] == expected
     assert len({tuple(answer) for answer in expected}) > 1
 
 
-@pytest.mark.parametrize("attention", ["cpu", "sdpa"])
+def test_greedy_of_the_fused_decoder_equals_transformers(answered):
+    module, prompts, expected = answered
+    runner = tiny_runner(module, with_kernels("twins"))
+    assert greedy(runner, prompts, 10, chunk=9) == [answer[:10] for answer in expected]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "attention"),
+    [("torch", "cpu"), ("torch", "sdpa"), ("avx2", "native"), ("twins", "paged")],
+)
 @pytest.mark.parametrize("block_size", [1, 3, 64])
-def test_block_size_and_backend_change_nothing(attention, block_size):
+def test_block_size_and_backend_change_nothing(kernels, attention, block_size):
     module = random_model(FAMILIES["llama-gqa"]())
     prompts = prompts_of(97, [5, 23])
     expected = [golden(module, prompt, 12) for prompt in prompts]
-    runner = tiny_runner(module, attention=attention, block_size=block_size)
+    numerics = with_kernels(kernels)
+    runner = tiny_runner(module, numerics, attention=attention, block_size=block_size)
     assert greedy(runner, prompts, 12, chunk=7) == expected
 
 

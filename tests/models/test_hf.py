@@ -17,6 +17,7 @@ from tiny import (
     prompts_of,
     random_model,
     runner_of,
+    with_kernels,
 )
 
 from lmserve.engine.plan import Row, StepPlan
@@ -49,13 +50,17 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_greedy_equals_transformers(family, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "kernels"),
+    [*((family, "torch") for family in CONFIGS), ("phi", "avx2"), ("gemma2", "avx512")],
+)
+def test_greedy_equals_transformers(family, kernels, tmp_path):
     module = random_model(CONFIGS[family]())
     module.save_pretrained(tmp_path)
     prompts = prompts_of(97, [1, 9, 30])
     expected = [golden(module, prompt, 12) for prompt in prompts]
-    runner = runner_of(HfModel(str(tmp_path), type(module).__name__, FLOAT32))
+    numerics = with_kernels(kernels)
+    runner = runner_of(HfModel(str(tmp_path), type(module).__name__, numerics), numerics)
     assert greedy(runner, prompts, 12) == expected
     assert greedy(runner, prompts, 12, chunk=4) == expected
 

@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -13,13 +14,17 @@ from lmserve.attention.select import select_attention
 from lmserve.engine.cache.layout import CacheLayout, block_bytes
 from lmserve.engine.plan import Row, StepPlan
 from lmserve.engine.runner import Runner
+from lmserve.fused.plain import PlainOps
 from lmserve.models.base import Model
 from lmserve.models.linear import Numerics
 from lmserve.models.registry import build
+from lmserve.native.library import Kernels, load
+from lmserve.native.select import INSTRUCTIONS, runnable
 from lmserve.sampling import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0)
 FLOAT32 = Numerics(torch.float32, torch.device("cpu"), packed=False, deterministic=False)
+KERNELS = ("torch", *INSTRUCTIONS)
 BLOCK_SIZE = 4
 SMALL = {
     "vocab_size": 97,
@@ -63,6 +68,9 @@ class MemoryCheckpoint:
     def get(self, name: str) -> Any:
         return self.tensors[name]
 
+    def stored(self, name: str) -> None:
+        """Not in a file."""
+
 
 def random_model(config: transformers.PreTrainedConfig, seed: int = 0) -> Any:
     """Weights large enough that the next token is a clear choice, biases and norms included."""
@@ -81,22 +89,45 @@ def checkpoint_of(module: Any) -> MemoryCheckpoint:
     return MemoryCheckpoint(config, dict(module.state_dict()))
 
 
+def with_kernels(name: str, numerics: Numerics = FLOAT32, num_threads: int = 1) -> Numerics:
+    """The same on these kernels; skips where they cannot run."""
+    if name == "torch":
+        return numerics
+    if name == "twins":
+        return replace(numerics, fused=PlainOps())
+    reason = runnable()[name]
+    if reason is not None:
+        pytest.skip(f"{name}: {reason}")
+    return replace(numerics, kernels=Kernels(name, load(name), num_threads))
+
+
 def runner_of(
     model: Model,
     numerics: Numerics = FLOAT32,
     *,
-    attention: str = "cpu",
+    attention: str | None = None,
     block_size: int = BLOCK_SIZE,
     num_blocks: int = 256,
     max_model_len: int = 128,
 ) -> Runner:
     shape = replace(model.info.cache, block_size=block_size)
     backend = select_attention(
-        attention, shape, numerics.dtype, numerics.device, numerics.deterministic
+        attention or _attention_of(numerics),
+        shape,
+        numerics.kv_dtype,
+        numerics.device,
+        numerics.deterministic,
+        numerics.kernels,
     )
     size = block_bytes(shape.num_layers, shape.num_kv_heads, shape.head_dim, block_size, 4)
     layout = CacheLayout(num_blocks, block_size, size, max_model_len)
     return Runner(model, backend, layout, numerics)
+
+
+def _attention_of(numerics: Numerics) -> str:
+    if numerics.fused is not None:
+        return "paged"
+    return "cpu" if numerics.kernels is None else "native"
 
 
 def tiny_runner(module: Any, numerics: Numerics = FLOAT32, **options: Any) -> Runner:
@@ -140,8 +171,8 @@ def greedy(
         assert set(result.tokens) == {row.rid for row in rows if row.sampling is not None}
         for row in rows:
             done[row.rid] = row.context_len
-        for rid, token in result.tokens.items():
-            texts[rid].append(token)
+        for rid, tokens in result.tokens.items():
+            texts[rid] += tokens
     return [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 

@@ -18,7 +18,9 @@ from hypothesis.stateful import (
 
 from lmserve.engine.cache.manager import CacheManager
 from lmserve.engine.cache.prefix import Node, Pin
+from lmserve.engine.plan import StepPlan
 from lmserve.engine.sequence import Sequence
+from lmserve.messages import Tenant
 from lmserve.sampling import SamplingParams
 from tests.engine.paged import POISON, PagedMemory, chain
 
@@ -100,7 +102,7 @@ class CacheMachine(RuleBasedStateMachine):
     def admit(self, tokens: list[int], namespace: int, spare: int, life: str) -> None:
         cache = self.cache
         alone = not self.live
-        seq = Sequence(0, tokens, SamplingParams(), namespace=namespace)
+        seq = Sequence(0, tokens, SamplingParams(), tenant=Tenant(namespace=namespace))
         longest = self.longest(tokens, len(tokens) - 1, namespace)
         match = cache.tree.match(tokens, len(tokens) - 1, namespace)
         assert len(match.nodes) * self.size + match.num_partial == longest
@@ -110,7 +112,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert not alone or num_needed > before.total, "a sequence alone must fit"
             assert seq.blocks == []
             assert cache.counts().held == before.held
-            assert cache.take_copies() == []
+            assert cache.take_moves()["copies"] == []
             return
         assert len(seq.blocks) == num_needed
         # All that is known is used, but for a copy there is no room for.
@@ -119,9 +121,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert seq.num_computed == longest or (
             seq.num_computed == len(match.nodes) * self.size and room <= (0 if alone else spare)
         )
-        self.memory.scrub(cache.take_scrubs())
-        self.memory.copy(cache.take_copies())
-        cache.end_step()
+        self.move()
         self.live.append(seq)
         self.queries += len(tokens)
         self.hits += seq.num_computed
@@ -138,6 +138,12 @@ class CacheMachine(RuleBasedStateMachine):
         num_tokens = min(num_tokens, seq.num_behind)
         if num_tokens and seq.num_computed + num_tokens <= len(seq.blocks) * self.size:
             self.run(seq, num_tokens)
+
+    def move(self) -> None:
+        plan = StepPlan([], **self.cache.take_moves())
+        self.memory.scrub(plan.scrubs)
+        self.memory.copy(plan.copies)
+        self.cache.end_step(plan)
 
     def run(self, seq: Sequence, num_tokens: int) -> None:
         """A chunk or a decode: reads all that is computed, writes the rest."""
@@ -157,8 +163,7 @@ class CacheMachine(RuleBasedStateMachine):
         if alone:
             idle += self.cache.counts().pinned
         if self.cache.grow(seq, len(seq.tokens), alone=alone):
-            self.memory.scrub(self.cache.take_scrubs())
-            self.cache.end_step()
+            self.move()
         else:
             # Only blocks above those in use may be cached and yet not evictable.
             assert missing > idle or not alone
@@ -174,10 +179,8 @@ class CacheMachine(RuleBasedStateMachine):
         cache.share_tail(seq, spare=spare)
         assert cache.counts().held - before.held == len(cache._copies) <= max(0, idle - spare)
         if seq.blocks != blocks:
-            assert self.longest(tokens, len(tokens), seq.namespace) == len(tokens)
-        self.memory.scrub(cache.take_scrubs())
-        self.memory.copy(cache.take_copies())
-        cache.end_step()
+            assert self.longest(tokens, len(tokens), seq.tenant.namespace) == len(tokens)
+        self.move()
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), failed=st.sampled_from([False, False, True]))
@@ -202,7 +205,7 @@ class CacheMachine(RuleBasedStateMachine):
         suspect = [at for at, b in enumerate(seq.blocks) if b in self.cache.pool.suspect]
         offered = min(len(tokens), suspect[0] * self.size) if suspect else len(tokens)
         self.cache.release(seq)
-        assert self.longest(tokens, len(tokens), seq.namespace) >= offered
+        assert self.longest(tokens, len(tokens), seq.tenant.namespace) >= offered
 
     @rule(tokens=TOKENS, what=st.sampled_from(["pin", "unpin", "clear"]))
     def care(self, tokens: list[int], what: str) -> None:

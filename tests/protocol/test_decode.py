@@ -43,6 +43,9 @@ def completion(**fields: Any) -> CompletionRequest:
         (b"[" * 100_000, "not valid JSON"),
         (b'{"a":' * 100_000, "not valid JSON"),
         (b"[1]", "not an array"),
+        (b'{"a": [' + b'"b",' * 300_000 + b'"c"]}', "over 250000 strings"),
+        (b'{"a": [' + b"1," * 1_100_000 + b"1]}", "over 1000000 values"),
+        (b'{"a": [' + b"{}," * 110_000 + b"{}]}", "over 100000 objects"),
         (b'"a"', "not a string"),
         (b"null", "not null"),
         (b"true", "not true or false"),
@@ -221,3 +224,8 @@ def test_every_request_field_is_described() -> None:
         properties = schema["$defs"][kind.__name__]["properties"]
         bare = [name for name, field in properties.items() if not field.get("description")]
         assert bare == []
+
+
+def test_quotes_in_a_text_are_no_strings() -> None:
+    text = '"\\{[,,' * 600_000
+    assert parse_object(orjson.dumps({"a": text})) == {"a": text}

@@ -15,6 +15,7 @@ from pytest_aiohttp import AiohttpClient
 
 from lmserve.bridge.fake import FakeEngine
 from lmserve.bridge.mailbox import Mailbox
+from lmserve.messages import NOBODY, Tenant
 from lmserve.sampling import SamplingParams
 from lmserve.server.app import build_app
 from lmserve.server.lifecycle import Server, running_server
@@ -29,8 +30,14 @@ class WatchedEngine(FakeEngine):
         self.submitted = asyncio.Event()
         self.aborted = asyncio.Event()
 
-    def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
-        mailbox = super().submit(token_ids, sampling, priority)
+    def submit(
+        self,
+        token_ids: list[int],
+        sampling: SamplingParams,
+        priority: int = 0,
+        tenant: Tenant = NOBODY,
+    ) -> Mailbox:
+        mailbox = super().submit(token_ids, sampling, priority, tenant)
         self.submitted.set()
         return mailbox
 

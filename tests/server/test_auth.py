@@ -14,7 +14,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from lmserve.edge.keyring import OPEN as OPEN_ROUTES
-from lmserve.edge.keyring import OWNER, Keyring
+from lmserve.edge.keyring import OWNER, SCOPE, Keyring
 from lmserve.server.lifecycle import Server
 from lmserve.server.routes.table import TABLE
 from lmserve.settings import ServerSettings, Settings
@@ -180,7 +180,7 @@ async def test_the_owner_is_the_key_and_does_not_tell_it() -> None:
             return web.Response()
 
         app = web.Application(middlewares=[Keyring(keys).guard])
-        app[OPEN_ROUTES] = set()
+        app[OPEN_ROUTES], app[SCOPE] = set(), {}
         app.router.add_get("/", handler)
         async with TestClient(TestServer(app)) as client:
             assert (await client.get("/", headers={"X-Api-Key": brought})).status == 200

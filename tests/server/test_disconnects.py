@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,32 +16,9 @@ import pytest
 
 from lmserve.bridge.assets import FIRST_WORD_ID
 from lmserve.server.lifecycle import Server, running_server
+from tests.server.pipes import asking, leave
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}]}
-Pipe = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@asynccontextmanager
-async def asking(server: Server, path: str, body: dict[str, Any]) -> AsyncIterator[Pipe]:
-    """A bare connection on which the request was sent."""
-    host, port = server.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    data = orjson.dumps(body)
-    writer.write(
-        f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
-        + data
-    )
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-
-
-def leave(writer: asyncio.StreamWriter, *, rudely: bool) -> None:
-    if rudely:
-        writer.transport.abort()
-    else:
-        writer.close()
 
 
 @pytest.mark.parametrize("rudely", [False, True])

@@ -15,7 +15,6 @@ from aiohttp.test_utils import TestClient
 
 from lmserve.edge.listen import bind, url_of, wire_logger
 from lmserve.errors import Overloaded
-from lmserve.server import sse
 from lmserve.server.keys import BODY_BYTES
 from lmserve.server.lifecycle import Server
 from lmserve.service.admission import MAX_BODY_BYTES, BodyBytes
@@ -167,6 +166,11 @@ async def test_routes_and_methods(client: TestClient) -> None:
     assert (head.status, await head.read()) == (200, b"")
 
 
+async def test_no_versions_are_told(client: TestClient) -> None:
+    for path in ("/health", "/nothing"):
+        assert (await client.get(path)).headers["Server"] == "lmserve"
+
+
 async def test_request_ids(client: TestClient) -> None:
     given = await client.get("/version", headers={"X-Request-Id": "abc-1"})
     assert given.headers["X-Request-Id"] == "abc-1"
@@ -252,7 +256,7 @@ async def test_a_client_that_left_fills_no_log(caplog: pytest.LogCaptureFixture)
     async def answer_late(request: web.Request) -> web.Response:
         assert request.transport is not None
         request.transport.abort()  # seen before the handler is cancelled
-        return await sse.send_whole(request, web.Response(), 1.0)
+        return web.Response()
 
     app = web.Application()
     app.router.add_get("/", answer_late)

@@ -12,6 +12,7 @@ from aiohttp import FormData
 from aiohttp.test_utils import TestClient
 from pytest_aiohttp import AiohttpClient
 
+from lmserve.edge.patience import Patience
 from lmserve.server.app import build_app
 from lmserve.server.batches import form
 from lmserve.service.batches import files
@@ -208,7 +209,7 @@ async def test_a_client_that_leaves_leaves_nothing(client: TestClient, tmp_path:
 async def test_a_client_that_is_too_slow(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(form, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(form, "Patience", lambda _: Patience(0.05))
     come = asyncio.Event()
 
     async def body() -> Any:
@@ -216,9 +217,10 @@ async def test_a_client_that_is_too_slow(
         await come.wait()
 
     response = await client.post("/v1/files", data=body(), headers={"Content-Type": FORM})
-    assert response.status == 400
+    assert response.status == 408
     assert "too slowly" in (await response.json())["error"]["message"]
     come.set()
+    monkeypatch.undo()
     assert (await upload(client, b"x"))[0] == 200
     assert len(on_disk(tmp_path)) == 2
 

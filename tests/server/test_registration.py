@@ -201,13 +201,13 @@ def test_a_wildcard_address_is_refused_with_the_remedy(name: str) -> None:
         pytest.skip("no IPv6 here")
     settings = ServerSettings(server_name=name, server_port=0, proxy_url="http://127.0.0.1:1")
     with pytest.raises(SetupError, match="--advertise-url http://<this machine>:") as caught:
-        check(settings)
+        check(Settings(server=settings))
     assert "\n" not in caught.value.message
-    check(dataclasses.replace(settings, advertise_url="http://10.0.0.7:23333"))
-    check(dataclasses.replace(settings, proxy_url=None))
+    check(Settings(server=dataclasses.replace(settings, advertise_url="http://10.0.0.7:23333")))
+    check(Settings(server=dataclasses.replace(settings, proxy_url=None)))
     for url in (f"http://[{name}]:1" if ":" in name else "http://0.0.0.0:1", "http://[1"):
         with pytest.raises(SetupError, match="--advertise-url"):
-            check(dataclasses.replace(settings, advertise_url=url))
+            check(Settings(server=dataclasses.replace(settings, advertise_url=url)))
 
 
 async def test_an_address_only_this_machine_reaches_is_warned_of(

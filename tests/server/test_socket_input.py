@@ -18,6 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from lmserve.server.keys import METRICS
+from lmserve.server.lifecycle import Server
 from lmserve.server.socket.connection import EVENTS
 from lmserve.settings import SessionSettings, Settings
 from tests.server.sockets import PATH, Socket, connected
@@ -142,11 +143,11 @@ async def test_unknown_fields_are_counted_not_refused(client: TestClient, socket
     assert 'lmserve:websockets{model_name="mock"} 1.0' in metrics
 
 
-async def test_a_peer_that_never_reads_is_dropped(client: TestClient) -> None:
-    async with connected(client) as other:
+async def test_a_peer_that_never_reads_is_dropped(server: Server) -> None:
+    async with aiohttp.ClientSession(server.url) as web, connected(web) as other:
         messages = [{"role": "user", "content": "x" * 15_000}]
         await other.call("session.create", id="a", messages=messages)
-        async with client.ws_connect(PATH) as ws:
+        async with web.ws_connect(PATH) as ws:
             deaf = Socket(ws)
             ws._response.connection.transport.pause_reading()
             with pytest.raises((ConnectionResetError, aiohttp.ClientError)):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import os
 import shutil
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -15,10 +17,12 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import ClientSession, TCPConnector
 
-from lmserve.edge import tls
+from lmserve.edge import connections as edge_connections
+from lmserve.edge import reload, tls
 from lmserve.errors import SetupError
 from lmserve.server.lifecycle import check, running_server
-from lmserve.settings import ServerSettings, Settings
+from lmserve.settings import LimitSettings, ServerSettings, Settings
+from tests.server.bare import GET, opened
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="no openssl command to make a certificate with"
@@ -36,6 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _run(f"{new} {extra} -keyout {name}key.pem -out {name}cert.pem", folder)
     _run("openssl pkey -in key.pem -aes256 -passout pass:secret -out locked.pem", folder)
     (folder / "text.pem").write_text("not a certificate\n")
+    os.mkfifo(folder / "pipe.pem")
     return folder
 
 
@@ -84,7 +89,160 @@ async def test_plain_http_and_old_versions_are_refused_quietly(
             assert b"HTTP/1.1 200" not in await reader.read()
             writer.close()
         assert not [record for record in caplog.records if record.exc_info]
-    assert tls.make_context().minimum_version >= ssl.TLSVersion.TLSv1_2
+    context = await asyncio.to_thread(tls.make_context)
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+async def shown_at(url: str, server_hostname: str | None) -> bytes:
+    """The certificate that a client gets, with SNI or without."""
+    parts = urlsplit(url)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    name = parts.hostname if server_hostname is None else server_hostname
+    reader, writer = await asyncio.open_connection(
+        parts.hostname, parts.port, ssl=context, server_hostname=name
+    )
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    await writer.wait_closed()
+    return bytes(shown)
+
+
+@pytest.fixture
+def changing(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Puts other files in the place of those that the server was started with."""
+    monkeypatch.setattr(reload, "INTERVAL_S", 0.01)
+
+    def change(prefix: str, *, cert: bool = True, key: bool = True) -> None:
+        for name, wanted in (("cert.pem", cert), ("key.pem", key)):
+            if wanted:
+                shutil.copy(files / f"{prefix}{name}", tmp_path / "new")
+                (tmp_path / "new").replace(tmp_path / name)
+
+    change("")
+    monkeypatch.setenv("SSL_CERTFILE", str(tmp_path / "cert.pem"))
+    monkeypatch.setenv("SSL_KEYFILE", str(tmp_path / "key.pem"))
+    return change
+
+
+async def until_shown(url: str, wanted: bytes) -> None:
+    async with asyncio.timeout(30):
+        while await shown_at(url, None) != wanted:
+            pass
+
+
+async def test_a_new_certificate_is_shown_and_connections_stay(
+    changing: Any, files: Path, https: Settings, fake: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def der(name: str) -> bytes:
+        return ssl.PEM_cert_to_DER_cert((files / name).read_text())
+
+    old = await asyncio.to_thread(der, "cert.pem")
+    new = await asyncio.to_thread(der, "other-cert.pem")
+    trust = await asyncio.to_thread(ssl.create_default_context, cafile=files / "cert.pem")
+    connector = TCPConnector(ssl=trust, limit=1)
+    async with running_server(https, fake) as server:
+        async with ClientSession(server.url, connector=connector) as session:
+            assert (await session.get("/health")).status == 200
+            assert await shown_at(server.url, None) == old  # an address: no SNI
+            assert await shown_at(server.url, "lmserve.example") == old
+
+            await asyncio.to_thread(changing, "other-", cert=False)  # half of a pair
+            async with asyncio.timeout(30):
+                while "not of one pair" not in caplog.text:
+                    assert await shown_at(server.url, None) == old
+            assert await shown_at(server.url, None) == old
+
+            await asyncio.to_thread(changing, "other-")
+            await until_shown(server.url, new)
+            assert await shown_at(server.url, "lmserve.example") == new
+            assert (await session.get("/health")).status == 200  # as it connected before
+
+
+async def test_a_certificate_is_read_when_asked(
+    changing: Any, files: Path, https: Settings, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "INTERVAL_S", 3600)
+    async with running_server(https, fake) as server:
+        before = await shown_at(server.url, None)
+        await asyncio.to_thread(changing, "other-")
+        assert await shown_at(server.url, None) == before
+        server.app[reload.RELOADS].now()
+        async with asyncio.timeout(30):
+            while await shown_at(server.url, None) == before:
+                pass
+
+
+async def test_a_pipe_that_comes_later_is_not_waited_for(
+    changing: Any,
+    files: Path,
+    tmp_path: Path,
+    https: Settings,
+    fake: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with running_server(https, fake) as server:
+        before = await shown_at(server.url, None)
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "pipe").replace(tmp_path / "key.pem")
+        async with asyncio.timeout(30):
+            while "is no file" not in caplog.text:
+                assert await shown_at(server.url, None) == before
+            await asyncio.to_thread(changing, "other-")
+            while await shown_at(server.url, None) == before:
+                pass
+
+
+async def test_a_handshake_that_does_not_come(use: Any, https: Settings, fake: Any) -> None:
+    use()
+    limits = LimitSettings(header_timeout_s=0.1)
+    async with running_server(dataclasses.replace(https, limits=limits), fake) as server:
+        async with opened(server.url) as client:
+            client.send(b"\x16\x03\x01")
+            assert await client.ended() == b""
+
+
+async def test_no_goodbye_is_waited_for_long(
+    use: Any, files: Path, https: Settings, fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that makes room for another, and does not say goodbye, holds nothing."""
+    monkeypatch.setattr(edge_connections, "GOODBYE_S", 0.05)
+    use()
+    limited = dataclasses.replace(https, limits=LimitSettings(max_connections=1))
+    trust = await asyncio.to_thread(ssl.create_default_context, cafile=files / "cert.pem")
+
+    def asked(url: str) -> ssl.SSLSocket:
+        parts = urlsplit(url)
+        plain = socket.create_connection((parts.hostname, parts.port), timeout=15)
+        client = trust.wrap_socket(plain, server_hostname=parts.hostname)
+        client.sendall(GET)
+        assert b" 200 " in client.recv(2**16)
+        return client
+
+    def ended(client: ssl.SSLSocket) -> None:
+        while socket.socket.recv(client, 2**16):  # past TLS, which would answer the goodbye
+            pass
+
+    async with running_server(limited, fake) as server:
+        first = await asyncio.to_thread(asked, server.url)
+        with first, await asyncio.to_thread(asked, server.url):
+            await asyncio.to_thread(ended, first)
+
+
+async def test_connections_over_the_limit_are_told(
+    use: Any, files: Path, https: Settings, fake: Any
+) -> None:
+    use()
+    trust = await asyncio.to_thread(ssl.create_default_context, cafile=files / "cert.pem")
+    limits = LimitSettings(max_connections=1)
+    async with running_server(dataclasses.replace(https, limits=limits), fake) as server:
+        async with opened(server.url, ssl=trust) as first:
+            first.send(GET[:10])
+            async with opened(server.url, ssl=trust) as second:
+                second.send(GET)
+                assert (await second.answer())[0] == 503
+            first.send(GET[10:])
+            assert (await first.answer())[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -96,13 +254,15 @@ async def test_plain_http_and_old_versions_are_refused_quietly(
         ("missing.pem", "key.pem", r"\$SSL_CERTFILE .*no such file"),
         ("cert.pem", "missing.pem", r"\$SSL_KEYFILE .*no such file"),
         ("", "key.pem", r"\$SSL_CERTFILE .*directory"),
+        ("pipe.pem", "key.pem", r"\$SSL_CERTFILE .*pipe\.pem: is no file"),
+        ("cert.pem", "pipe.pem", r"\$SSL_KEYFILE .*pipe\.pem: is no file"),
         ("cert.pem", "locked.pem", "encrypted: decrypt it"),
     ],
 )
 def test_wrong_files(use: Any, cert: str, key: str, told: str) -> None:
     use(cert, key)
     with pytest.raises(SetupError, match=told) as caught:
-        check(ServerSettings(server_port=0, ssl=True))
+        check(Settings(server=ServerSettings(server_port=0, ssl=True)))
     assert "\n" not in caught.value.message
 
 
@@ -111,4 +271,4 @@ def test_variables_that_are_not_set(use: Any, monkeypatch: pytest.MonkeyPatch, n
     use()
     monkeypatch.delenv(name)
     with pytest.raises(SetupError, match=rf"--ssl needs \${name}: set it"):
-        check(ServerSettings(server_port=0, ssl=True))
+        check(Settings(server=ServerSettings(server_port=0, ssl=True)))

@@ -118,6 +118,21 @@ async def test_an_engine_that_restarts_says_so(client: TestClient, fake: Any) ->
     assert response.headers["Retry-After"] == "5"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_waited_in_vain_for_the_next_engine_comes_again(
+    client: TestClient, fake: Any, stream: bool
+) -> None:
+    fake.will_hang()
+    asking = asyncio.create_task(client.post(CHAT, json=HELLO | {"stream": stream}))
+    while not fake._mailboxes:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    fake._set_state("restarting")
+    fake.give_up()
+    response = await asking
+    assert await error_of(response) == (503, "engine_unavailable", None)
+    assert response.headers["Retry-After"] == "5"
+
+
 async def test_one_after_the_other(client: TestClient, fake: Any) -> None:
     fake.will_queue(1)
     for _ in range(4):

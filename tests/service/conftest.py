@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmserve.bridge.fake import FakeEngine
+from lmserve.service.exposition.exposition import Exposition
 from lmserve.service.generate import Service
 from lmserve.service.metrics import Metrics
 from lmserve.service.sessions.sessions import Sessions
@@ -41,6 +42,11 @@ def settings() -> Settings:
 @pytest.fixture
 def metrics(engine: FakeEngine, settings: Settings) -> Metrics:
     return Metrics(engine, settings)
+
+
+@pytest.fixture
+def exposition(metrics: Metrics, engine: FakeEngine, settings: Settings) -> Exposition:
+    return Exposition(metrics, engine, settings)
 
 
 @pytest.fixture

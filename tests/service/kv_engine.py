@@ -11,7 +11,7 @@ import msgspec
 from lmserve.bridge.fake import FakeEngine
 from lmserve.bridge.mailbox import Mailbox
 from lmserve.errors import EngineError, EngineUnavailable
-from lmserve.messages import EngineInfo, unpack_ids
+from lmserve.messages import NOBODY, EngineInfo, Tenant, unpack_ids
 from lmserve.sampling import SamplingParams
 
 NUM_BLOCKS = 100
@@ -34,9 +34,15 @@ class KvEngine(FakeEngine):
             made, num_blocks=NUM_BLOCKS, block_size=1, kv_cache_bytes=NUM_BLOCKS * BYTES
         )
 
-    def submit(self, token_ids: list[int], sampling: SamplingParams, priority: int = 0) -> Mailbox:
+    def submit(
+        self,
+        token_ids: list[int],
+        sampling: SamplingParams,
+        priority: int = 0,
+        tenant: Tenant = NOBODY,
+    ) -> Mailbox:
         self.known.append(token_ids)
-        return super().submit(token_ids, sampling, priority)
+        return super().submit(token_ids, sampling, priority, tenant)
 
     async def control(self, verb: str, timeout_s: float = 5.0, **args: Any) -> Any:
         if self.info is None:

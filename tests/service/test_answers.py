@@ -215,9 +215,9 @@ async def test_a_stop_of_the_server_ends_what_runs(place: Place, engine: FakeEng
 
 async def test_an_answer_ends_with_its_time(place: Place, engine: FakeEngine) -> None:
     engine.will_hang("a").will_hang()
-    late = await say(place, ask("hi", fields={"deadline_s": 0.05}))
+    late = await say(place, ask("hi", fields={"deadline_s": 1.0}))
     assert (late.status, late.reason, late.text) == ("incomplete", "deadline", "a")
-    answer = await place.answers.begin(ask("hi", fields={"deadline_s": 0.05}))
+    answer = await place.answers.begin(ask("hi", fields={"deadline_s": 0.5}))
     with answer.stream.reading(), contextlib.suppress(DeadlineExceeded):
         await answer.ended()
     assert (answer.record.status, answer.record.reason) == ("incomplete", "deadline")

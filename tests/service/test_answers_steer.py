@@ -137,7 +137,7 @@ class Slow(Cold):
         self.asked = asyncio.Event()
         self.go = asyncio.Event()
 
-    async def ready(self, key: SessionKey, token_ids: Sequence[int]) -> None:
+    async def ready(self, key: SessionKey, token_ids: Sequence[int], cache_salt: str = "") -> None:
         self.asked.set()
         await self.go.wait()
 

@@ -11,6 +11,7 @@ from lmserve.bridge import inventions
 from lmserve.bridge.fake import FakeEngine
 from lmserve.errors import InvalidField, Overloaded, RequestError
 from lmserve.messages import unpack_ids
+from lmserve.service.exposition.exposition import Exposition
 from lmserve.service.generate import Generation, Service, best, collect
 from lmserve.service.limits import seed_after
 from lmserve.service.metrics import Metrics
@@ -201,12 +202,12 @@ async def test_a_client_that_leaves_ends_all(engine: FakeEngine, service: Servic
 
 
 async def test_a_call_counts_once_in_request_params_n(
-    engine: FakeEngine, service: Service, metrics: Metrics
+    engine: FakeEngine, service: Service, exposition: Exposition
 ) -> None:
     engine.will_say("a").will_say("bcd").will_say("e")
     await texts(await service.generate_all([ask(n=3, max_tokens=None)]))
     await texts(await service.generate_all([ask()]))
-    rendered = metrics.render().decode()
+    rendered = exposition.render_counts().decode()
     values = {
         line.split("{")[0]: float(line.rsplit(" ", 1)[1])
         for line in rendered.splitlines()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmserve.bridge.fake import FakeEngine
-from lmserve.errors import InvalidField
+from lmserve.errors import InvalidField, PromptTooLong
 from lmserve.sampling import SamplingParams
 from lmserve.service import limits
 from lmserve.service.generate import Service, collect
@@ -281,3 +281,44 @@ async def test_they_are_asked_on_every_way_in(
         await service.generate(GenerateRequest(messages=messages, **fields))
     assert caught.value.param == param
     assert (service.inflight, engine.submits) == (0, [])
+
+
+async def test_as_many_messages_as_could_fit(engine: FakeEngine, service: Service) -> None:
+    assert engine.info is not None
+    most = engine.info.max_model_len
+    message = {"role": "user", "content": "hi"}
+    with pytest.raises(PromptTooLong, match=f"{most + 1} messages") as caught:
+        await service.generate(GenerateRequest(messages=[message] * (most + 1)))
+    assert caught.value.param == "messages"
+
+
+def test_the_log_probabilities_of_all_prompts_are_bounded() -> None:
+    request, asked = GenerateRequest(), SamplingParams(prompt_logprobs=19)
+    fits = limits.told.MAX_TOLD // 20
+    limits.check_told(request, [(fits, asked), (10**9, SamplingParams())])
+    later = msgspec.structs.replace(asked, prompt_logprobs_start=fits)
+    limits.check_told(request, [(fits, asked), (fits, later)])
+    with pytest.raises(InvalidField, match="log probabilities") as caught:
+        limits.check_told(request, [(fits, asked), (1, asked)])
+    assert caught.value.param == "prompt_logprobs"
+
+
+def test_the_log_probabilities_of_all_answers_are_bounded() -> None:
+    request = GenerateRequest(logprobs=19, params={"logprobs": "top_logprobs"})
+    fits = SamplingParams(max_tokens=limits.told.MAX_TOLD // 20)
+    limits.check_rated(request, [fits])
+    limits.check_rated(GenerateRequest(), [fits, fits])
+    with pytest.raises(InvalidField, match="lower top_logprobs or max_tokens") as caught:
+        limits.check_rated(request, [fits, SamplingParams(max_tokens=1)])
+    assert caught.value.param == "top_logprobs"
+
+
+async def test_they_are_bounded_over_a_call(
+    engine: FakeEngine, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits.told, "MAX_TOLD", 100)
+    request = GenerateRequest(text="a b c d e", prompt_logprobs=9, max_tokens=1)
+    many = [request] * 8
+    with pytest.raises(InvalidField, match="lower prompt_logprobs"):
+        await service.generate_all(many)
+    assert service.inflight == 0

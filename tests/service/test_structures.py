@@ -6,8 +6,7 @@ import time
 import pytest
 
 from lmserve.bridge.fake import FakeEngine
-from lmserve.errors import InvalidField
-from lmserve.service import structures
+from lmserve.errors import InvalidField, TextTooSlow
 from lmserve.service.generate import Service, collect
 from lmserve.service.structures import Kept
 from lmserve.text.structures.compiler import Compiler
@@ -88,9 +87,9 @@ async def test_one_that_takes_long_holds_up_nobody(
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(20)
         return "start: x"
 
-    monkeypatch.setattr(structures, "MAX_COMPILE_S", 0.05)
+    monkeypatch.setattr(service._preparer.pool, "_timeout_s", 0.05)
     monkeypatch.setattr(Compiler, "compile", slow)
-    with pytest.raises(InvalidField, match=r"rf\.schema is not compiled"):
+    with pytest.raises(TextTooSlow, match=r"rf\.schema took longer"):
         await service.generate(GenerateRequest(text="x", structure=INTEGER))
     assert service.inflight == 1
     engine.will_say("free")

@@ -17,7 +17,7 @@ from lmserve.service.generate import Generation, Service, collect
 from lmserve.service.metrics import Metrics
 from lmserve.service.sessions.sessions import Sessions
 from lmserve.service.waiting import MAX_RETRY_S, Mean, Waiting, retry_after_s
-from lmserve.settings import ServerSettings, Settings
+from lmserve.settings import LimitSettings, ServerSettings, Settings
 from lmserve.types import Done, GenerateRequest
 from tests.service.conftest import Clock
 from tests.service.plain import Place, finish, names
@@ -115,6 +115,23 @@ async def test_intervals_are_measured_only_while_somebody_waits(one: FakeEngine)
     waiting.end(third)
     waiting.end(second)
     assert waiting.estimate_s(0) == 0.0
+
+
+async def test_nobody_knows_how_long_an_engine_needs_that_is_not_ready(engine: FakeEngine) -> None:
+    clock = Clock()
+    waiting = Waiting(engine, clock)
+    engine.hang()
+    place = waiting.enter(0)
+    assert waiting.position(place) == (0, None)
+    assert waiting.estimate_s(0) is None
+    assert waiting.retry_after_s() == engine.health().retry_after_s == 5
+    clock.now_s += 100
+    engine.resume()  # another one
+    assert waiting.position(place) == (0, 0.0)
+    waiting.begin(place)
+    engine.will_queue(1)
+    assert waiting.estimate_s(0) is None  # that it was started anew is no measure
+    assert waiting.retry_after_s() == 1
 
 
 async def test_lower_priorities_come_before_higher_ones(one: FakeEngine) -> None:
@@ -250,13 +267,36 @@ async def test_without_a_measure_nothing_is_refused(
     assert len(one.submits) == 2
 
 
+async def test_who_would_wait_for_too_long_is_refused(one: FakeEngine, clock: Clock) -> None:
+    settings = Settings(limits=LimitSettings(max_queue_s=4.0))
+    metrics = Metrics(one, settings)
+    service = Service(one, settings, metrics, clock=clock)
+    one.will_hang("a").will_hang("b").will_hang("c")
+    first, second, third = [await service.generate(text()) for _ in range(3)]  # nobody knows yet
+    await begun(service, first)
+    clock.now_s += 10
+    first.abort()
+    await begun(service, second)  # takes 10 s, it was seen
+    with pytest.raises(Overloaded, match=r"max_queue_s") as caught:
+        await service.generate(text())
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 16)
+    with pytest.raises(Overloaded, match=r"max_queue_s"):
+        await service.embed([text()], "mean")
+    assert (len(one.submits), service.inflight, metrics.rejections["wait"]) == (3, 2, 2)
+    third.abort()
+    second.abort()
+    one.will_say("ok")
+    assert (await collect(await service.generate(text())))[0] == "ok"
+    service.close()
+
+
 async def test_a_deadline_that_passes_in_the_queue(
     one: FakeEngine, service: Service, held: Held, metrics: Metrics
 ) -> None:
     one.will_hang("a")
     first = await held.ask(text())
     await begun(service, first)
-    late = await held.ask(text(deadline_s=0.01))
+    late = await held.ask(text(deadline_s=0.2))
     with pytest.raises(DeadlineExceeded, match="not begun") as caught:
         await held.readers[1]
     assert caught.value.retry_after_s >= 1
@@ -270,7 +310,7 @@ async def test_a_deadline_that_passes_before_the_first_token(
     engine: FakeEngine, service: Service
 ) -> None:
     engine.will_hang()
-    generation = await service.generate(text(deadline_s=0.01))
+    generation = await service.generate(text(deadline_s=0.2))
     seen: list[Any] = []
     generation.on_ended(seen.append)
     with pytest.raises(DeadlineExceeded):
@@ -280,14 +320,14 @@ async def test_a_deadline_that_passes_before_the_first_token(
 
 async def test_a_deadline_that_passes_in_mid_answer(engine: FakeEngine, service: Service) -> None:
     engine.will_hang("one ", "two")
-    generation = await service.generate(text(deadline_s=0.05))
+    generation = await service.generate(text(deadline_s=0.3))
     said, done = await collect(generation)
     assert (said, done.finish_reason, generation.abort_reason) == ("one two", "abort", "deadline")
 
 
 async def test_a_deadline_nobody_reads_for(engine: FakeEngine, service: Service) -> None:
     engine.will_hang()
-    generation = await service.generate(text(deadline_s=0.01))
+    generation = await service.generate(text(deadline_s=0.2))
     ended = asyncio.get_running_loop().create_future()
     generation.on_ended(ended.set_result)
     assert isinstance(await ended, DeadlineExceeded)
@@ -313,7 +353,7 @@ async def test_waiting_for_a_session_takes_from_the_deadline(
     turn = await sessions.turn(KEY, ask("one"), keep=True)
     with turn.generation.lease():
         with pytest.raises(DeadlineExceeded):
-            await sessions.turn(KEY, ask("two", deadline_s=0.01), keep=True)
+            await sessions.turn(KEY, ask("two", deadline_s=0.2), keep=True)
         engine.will_say("b")
         await say(sessions, ask("three", deadline_s=60), OTHER)
         turn.generation.abort()
@@ -326,7 +366,7 @@ async def test_a_turn_that_missed_its_deadline_is_not_kept(
     engine: FakeEngine, sessions: Sessions
 ) -> None:
     engine.will_hang()
-    turn = await sessions.turn(KEY, ask("one", deadline_s=0.01), keep=True)
+    turn = await sessions.turn(KEY, ask("one", deadline_s=0.2), keep=True)
     with pytest.raises(DeadlineExceeded):
         await collect(turn.generation)
     await turn.settled()
@@ -418,7 +458,7 @@ async def test_a_kept_answer_tells_its_place(place: Place, engine: FakeEngine) -
 
 async def test_a_kept_answer_whose_deadline_passes(place: Place, engine: FakeEngine) -> None:
     engine.will_hang("Hel", "lo")
-    answer = await place.answers.begin(asked("one", fields={"deadline_s": 0.05}))
+    answer = await place.answers.begin(asked("one", fields={"deadline_s": 0.5}))
     record = await finish(answer)
     assert (record.status, record.reason, record.text) == ("incomplete", "deadline", "Hello")
 

@@ -22,10 +22,12 @@ class Told:
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
 
-    async def ready(self, key: Key, token_ids: Sequence[int]) -> None:
+    async def ready(self, key: Key, token_ids: Sequence[int], cache_salt: str = "") -> None:
         self.calls.append(("ready", key.id, list(token_ids)))
 
-    def used(self, key: Key, token_ids: Sequence[int], *, spill: bool = True) -> None:
+    def used(
+        self, key: Key, token_ids: Sequence[int], *, spill: bool = True, cache_salt: str = ""
+    ) -> None:
         self.calls.append(("used", key.id, list(token_ids), spill))
 
     def forked(self, key: Key, new_key: Key) -> None:

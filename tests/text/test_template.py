@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from lmserve.errors import InvalidField, RequestError
+from lmserve.errors import InvalidField, RequestError, TextTooSlow
+from lmserve.text import deadline
 from lmserve.text.template import ChatTemplate
 
 CHATML = (
@@ -149,3 +150,30 @@ def test_without_a_template_the_remedy_is_told(source: str | None, words: str) -
     error = refusal(source)
     assert words in error.message
     assert "/v1/completions" in error.message
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% for m in messages %}{% for n in messages if n == m %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_loops_end_in_time(source: str) -> None:
+    messages = USER * 2000
+    with pytest.raises(TextTooSlow) as caught, deadline.within(0.05):
+        render(source, messages)
+    assert (caught.value.status, caught.value.param) == (429, "messages")
+    assert render(CHATML)  # only what was within
+
+
+def test_looking_at_the_clock_changes_no_text() -> None:
+    source = (
+        "{% macro show(m) %}<{{ m.role }}>{% endmacro %}{% for m in messages recursive %}"
+        "{{ loop.index }}{{ show(m) }}{% if m.more %}{{ loop(m.more) }}{% endif %}{% endfor %}"
+        "{% macro box() %}[{{ caller() }}]{% endmacro %}{% call box() %}in{% endcall %}"
+    )
+    messages = [{"role": "user", "content": "hi", "more": [{"role": "b"}]}]
+    assert render(source, messages) == "1<user>1<b>[in]"

@@ -152,6 +152,26 @@ def test_a_hub_id_that_is_here(
     assert refusal("org/name", tmp_path).startswith("org/name has no .safetensors files")
 
 
+def test_a_dummy_needs_no_weights(
+    write_directory: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, skipped = write_directory(), []
+
+    def snapshot(model: str, *, ignore_patterns: list[str], **_: object) -> str:
+        skipped.append("*.safetensors" in ignore_patterns)
+        return str(directory)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    resolve("org/name", tmp_path)
+    (directory / "model.safetensors").unlink()
+    assert resolve("org/name", tmp_path, None, "dummy").path == directory
+    assert resolve(str(directory), tmp_path, None, "dummy").path == directory
+    assert skipped == [False, True]
+    (directory / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        resolve(str(directory), tmp_path, None, "dummy")
+
+
 def test_no_torch_in_this_module() -> None:
     code = (
         "import sys, lmserve.weights.files\n"

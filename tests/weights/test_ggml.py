@@ -1,4 +1,4 @@
-"""ggml's block formats against `gguf.quants`, bit for bit, and torch's int4 form of them."""
+"""ggml's block formats against `gguf.quants`, bit for bit, and their integer forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gguf.quants import dequantize
 
 from lmserve.errors import ModelError
 from lmserve.weights.gguf_file import TENSOR_TYPES
-from lmserve.weights.quant import ggml
+from lmserve.weights.quant import base, ggml
 from lmserve.weights.quant.ggml import GGMLTensor, check_supported
 
 ROWS, COLUMNS = 7, 512
@@ -86,7 +86,7 @@ def unpacks_nothing(*_: object) -> None:
 
 
 def test_long_tensors_are_unpacked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ggml, "CHUNK_VALUES", 2 * COLUMNS)  # 7 rows: three chunks and a rest
+    monkeypatch.setattr(base, "CHUNK_VALUES", 2 * COLUMNS)  # 7 rows: three chunks and a rest
     tensor = random_tensor("Q4_1")
     assert torch.equal(tensor.dequantise(), oracle(tensor))
 
@@ -103,28 +103,37 @@ def test_int4_holds_the_same_values(type_name: str) -> None:
     tensor = random_tensor(type_name)
     weight = tensor.to_int4()
     assert weight is not None
-    assert weight.codes.dtype == torch.int32
+    assert weight.codes.dtype == torch.uint8
     assert weight.codes.shape == (ROWS, COLUMNS)
-    assert 0 <= int(weight.codes.min()) and int(weight.codes.max()) == 15
-    assert weight.scales_and_zeros.shape == (COLUMNS // 32, ROWS, 2)
-    scales, zeros = weight.scales_and_zeros.transpose(0, 1).repeat_interleave(32, 1).unbind(-1)
-    torch.testing.assert_close((weight.codes - 8) * scales + zeros, oracle(tensor))
+    assert int(weight.codes.max()) == 15
+    assert weight.scales.shape == weight.minima.shape == (ROWS, COLUMNS // 32)
+    scales, minima = (each.repeat_interleave(32, 1) for each in (weight.scales, weight.minima))
+    torch.testing.assert_close(weight.codes * scales + minima, oracle(tensor))
 
 
-def test_int4_multiplies_in_torch_s_kernel() -> None:
-    rows = 16  # the kernel wants a multiple of 16
-    parts = [random_tensor("Q4_1", seed).data for seed in range(16)]
-    tensor = GGMLTensor("Q4_1", torch.cat(parts), (16 * ROWS, COLUMNS))
-    weight = tensor.to_int4()
+@pytest.mark.parametrize("type_name", ["Q5_0", "Q8_0"])
+def test_int8_holds_the_same_values(type_name: str) -> None:
+    tensor = random_tensor(type_name)
+    if type_name == "Q8_0":
+        tensor.data[tensor.data == 128] = 0  # -128, which no writer gives
+    weight = tensor.to_int8()
     assert weight is not None
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes, 1)
-    x = torch.randn(rows, COLUMNS)
-    got = torch.ops.aten._weight_int4pack_mm_for_cpu(
-        x, packed, weight.group_size, weight.scales_and_zeros
-    )
-    torch.testing.assert_close(got, x @ oracle(tensor).T, rtol=1e-3, atol=1e-3)
+    assert weight.codes.dtype == torch.int8
+    assert weight.scales.shape == (ROWS, COLUMNS // 32)
+    assert torch.equal(weight.codes * weight.scales.repeat_interleave(32, 1), oracle(tensor))
 
 
 @pytest.mark.parametrize("type_name", ["Q5_0", "Q8_0", "Q6_K"])
 def test_other_types_have_no_int4_form(type_name: str) -> None:
     assert random_tensor(type_name).to_int4() is None
+
+
+@pytest.mark.parametrize("type_name", ["Q4_1", "Q5_1", "Q6_K"])
+def test_other_types_have_no_int8_form(type_name: str) -> None:
+    assert random_tensor(type_name).to_int8() is None
+
+
+def test_a_code_of_minus_128_has_no_int8_form() -> None:
+    tensor = random_tensor("Q8_0")
+    tensor.data[3, 40] = 128
+    assert tensor.to_int8() is None

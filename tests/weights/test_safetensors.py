@@ -90,9 +90,9 @@ def test_a_config_we_cannot_use(write_directory: WriteDirectory) -> None:
     assert "names no architectures" in refusal(path)
     (path / "config.json").write_text("[1]")
     assert "not a JSON object" in refusal(path)
-    quantised = {"architectures": ["A"], "quantization_config": {"quant_method": "awq"}}
+    quantised = {"architectures": ["A"], "quantization_config": {"quant_method": "hqq"}}
     (path / "config.json").write_text(json.dumps(quantised))
-    assert "quantised with awq" in refusal(path)
+    assert "quantised with hqq, which lmserve does not read; give" in refusal(path)
 
 
 def test_a_tensor_that_is_not_there(write_directory: WriteDirectory) -> None:

@@ -16,6 +16,7 @@ from lmserve.errors import (
     FileMissing,
     InvalidField,
     Overloaded,
+    TextTooSlow,
 )
 from lmserve.service.batches import batches as all_batches
 from lmserve.service.batches import run as runs
@@ -160,14 +161,15 @@ async def test_lines_are_tried_again(clerk: Clerk, echo: Echo, no_pauses: None) 
         "busy": [Overloaded("full")] * 5 + [EngineUnavailable("loading")] * 5,
         "twice": died[:2],
         "thrice": died,
+        "slow": [TextTooSlow("its template")] * 9,
         "bug": [ZeroDivisionError()],
         "wrong": [InvalidField("no")],
     }
     ended = await clerk.ended(await clerk.begin([*echo.failures, "fine"]))
     assert sorted(clerk.told(ended.output_file_id)) == ["busy", "fine", "twice"]
-    assert sorted(clerk.told(ended.error_file_id)) == ["bug", "thrice", "wrong"]
+    assert sorted(clerk.told(ended.error_file_id)) == ["bug", "slow", "thrice", "wrong"]
     assert dict(echo.asked) == {
-        "busy": 11, "twice": 3, "thrice": 3, "bug": 1, "wrong": 1, "fine": 1,
+        "busy": 11, "twice": 3, "thrice": 3, "slow": 3, "bug": 1, "wrong": 1, "fine": 1,
     }  # fmt: skip
 
 

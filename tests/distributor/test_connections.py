@@ -1,0 +1,49 @@
+"""What a connection to a distributor may take: as of a server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import WSServerHandshakeError
+
+from tests.distributor.nodes import MakeNode, MakeProxy
+from tests.server.bare import FRAMES, GET, opened
+
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+async def test_what_does_not_come_in_time(make_proxy: MakeProxy) -> None:
+    proxy = await make_proxy(header_timeout_s=0.1, body_timeout_s=0.1)
+    async with opened(proxy.url) as client:
+        client.send(GET[:20])
+        await client.refused(408, "request_timeout")
+    for post in (POST, POST.replace(b"/v1/completions", b"/nodes/add")):
+        async with opened(proxy.url) as client:
+            client.send(post + b"{")
+            status, _, body = await client.answer()
+            assert (status, body["error"]["code"]) == (408, "request_timeout")
+
+
+async def test_what_is_no_request_is_told_as_json(make_proxy: MakeProxy) -> None:
+    proxy = await make_proxy()
+    for data, status in FRAMES.values():
+        async with opened(proxy.url) as client:
+            client.send(data)
+            await client.refused(status)
+
+
+async def test_as_many_connections_as_may_be(make_proxy: MakeProxy) -> None:
+    proxy = await make_proxy(max_connections=1)
+    async with opened(proxy.url) as first, opened(proxy.url) as second:
+        first.send(GET[:10])
+        second.send(GET)
+        await second.refused(503, "too_many_connections")
+
+
+async def test_as_many_websockets_as_may_be(make_node: MakeNode, make_proxy: MakeProxy) -> None:
+    proxy: Any = await make_proxy((await make_node()).url, max_sockets=1)
+    async with proxy.session.ws_connect("/v1/responses"):
+        with pytest.raises(WSServerHandshakeError) as caught:
+            await proxy.session.ws_connect("/v1/responses")
+        assert caught.value.status == 503

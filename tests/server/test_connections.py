@@ -1,0 +1,247 @@
+"""What a connection may take, over bare sockets: time, bytes, and how many there are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, WSServerHandshakeError
+
+from lmserve.server.lifecycle import Server, running_server
+from lmserve.settings import LimitSettings, Settings
+from tests.server.bare import ENOUGH_S, FRAMES, GET, opened
+from tests.server.conftest import WatchedEngine
+
+LONG_S = 600.0
+POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.fixture
+def limited(settings: Settings, fake: WatchedEngine) -> Any:
+    @asynccontextmanager
+    async def serve(**limits: Any) -> AsyncIterator[Server]:
+        patient = {"header_timeout_s": LONG_S, "body_timeout_s": LONG_S}
+        given = replace(settings, limits=LimitSettings(**patient | limits))
+        async with running_server(given, fake) as server:
+            yield server
+
+    return serve
+
+
+async def test_a_head_that_does_not_come(limited: Any) -> None:
+    async with limited(header_timeout_s=0.1) as server:
+        async with opened(server.url) as client:
+            client.send(GET[:20])
+            assert "did not come within" in await client.refused(408, "request_timeout")
+        async with opened(server.url) as client:  # nobody is told who has not said a word
+            assert await client.ended() == b""
+
+
+async def test_a_head_that_comes_byte_by_byte(limited: Any) -> None:
+    async with limited(header_timeout_s=0.2) as server, opened(server.url) as client:
+
+        async def drip() -> None:
+            for byte in b"GET /health HTTP/1.1\r\nX: " + b"x" * 8000:
+                client.send(bytes((byte,)))
+                await asyncio.sleep(0.01)
+
+        dripping = asyncio.create_task(drip())
+        await client.refused(408)
+        dripping.cancel()
+
+
+async def test_the_next_head_of_a_kept_connection(limited: Any) -> None:
+    async with limited(header_timeout_s=0.1) as server, opened(server.url) as client:
+        for _ in range(2):
+            client.send(GET)
+            assert (await client.answer())[0] == 200
+            await asyncio.sleep(0.2)  # an idle connection is none that is late
+        client.send(GET[:-1])
+        await client.refused(408)
+
+
+async def test_a_body_that_does_not_come(limited: Any) -> None:
+    async with limited(body_timeout_s=0.1) as server, opened(server.url) as client:
+        client.send(POST + b"{")
+        status, headers, body = await client.answer()
+        assert status == 408 and "too slowly" in body["message"]
+
+
+async def test_a_body_that_comes_byte_by_byte(limited: Any) -> None:
+    """Never a pause of `body_timeout_s`, and yet an end."""
+    async with limited(body_timeout_s=1.0) as server, opened(server.url) as client:
+        client.send(POST)
+
+        async def drip() -> None:
+            for _ in range(900):
+                client.send(b" ")
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        status, _, body = await client.answer()
+        dripping.cancel()
+        assert status == 408 and body["error"]["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize("what", FRAMES)
+async def test_what_is_no_request_is_told_as_json(server: Server, what: str) -> None:
+    data, status = FRAMES[what]
+    async with opened(server.url) as client:
+        client.send(data)
+        message = await client.refused(status)
+        assert "xxx" not in message and "script" not in message and "\n" not in message
+
+
+@pytest.mark.parametrize("later", [b"zz\r\n", b"2\r\n{}XX"])
+async def test_a_body_that_breaks_off_is_told_at_once(server: Server, later: bytes) -> None:
+    async with opened(server.url) as client:
+        head = POST.replace(b"Content-Length: 1000", b"Transfer-Encoding: chunked")
+        client.send(head + b"1\r\n{\r\n")
+        await asyncio.sleep(0.05)  # the handler waits for more
+        client.send(later)
+        status, _, body = await client.answer()
+        assert status == 400 and "badly framed" in body["message"]
+        assert await client.ended() == b""
+
+
+async def test_a_head_without_end(server: Server) -> None:
+    async with opened(server.url) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        for number in range(40):
+            client.send(b"X-%d: %b\r\n" % (number, b"x" * 4000))
+        message = await client.refused(431, "headers_too_large")
+        assert "head is over" in message
+
+
+async def test_connections_over_the_limit_are_told(limited: Any) -> None:
+    async with limited(max_connections=2) as server, AsyncExitStack() as stack:
+        first, second = [await stack.enter_async_context(opened(server.url)) for _ in range(2)]
+        for client in (first, second):
+            client.send(GET[:10])
+        await asyncio.sleep(0)
+        third = await stack.enter_async_context(opened(server.url))
+        third.send(GET)
+        status, headers, body = await third.answer()
+        assert (status, body["error"]["code"]) == (503, "too_many_connections")
+        assert int(headers["retry-after"]) >= 1
+        first.send(GET[10:])
+        assert (await first.answer())[0] == 200  # and is idle now
+        fourth = await stack.enter_async_context(opened(server.url))
+        fourth.send(GET)
+        assert (await fourth.answer())[0] == 200
+        assert await first.ended() == b""  # made room
+        second.send(GET[10:])
+        assert (await second.answer())[0] == 200
+
+
+async def test_a_flood_does_not_keep_others_out(limited: Any) -> None:
+    async with limited(max_connections=1) as server, AsyncExitStack() as stack:
+        only = await stack.enter_async_context(opened(server.url))
+        only.send(GET[:10])
+        for _ in range(150):  # who never say a word
+            await stack.enter_async_context(opened(server.url))
+        client = await stack.enter_async_context(opened(server.url))
+        client.send(GET)
+        await client.refused(503, "too_many_connections")
+        only.send(GET[10:])
+        assert (await only.answer())[0] == 200
+
+
+async def test_websockets_over_the_limit_are_told(limited: Any) -> None:
+    async with limited(max_sockets=1) as server, ClientSession(server.url) as session:
+        async with session.ws_connect("/v1/responses"):
+            with pytest.raises(WSServerHandshakeError) as caught:
+                await session.ws_connect("/v1/responses")
+            assert caught.value.status == 503
+            assert caught.value.headers is not None
+            assert int(caught.value.headers["Retry-After"]) >= 1
+        async with asyncio.timeout(ENOUGH_S):
+            while True:  # the first has left
+                try:
+                    await (await session.ws_connect("/v1/responses")).close()
+                    return
+                except WSServerHandshakeError:
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_reads_no_whole_answer(
+    settings: Settings, fake: WatchedEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = replace(settings, server=replace(settings.server, write_timeout_s=0.2))
+    async with running_server(given, fake) as server:
+        own = socket.socket()
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        own.setblocking(False)
+        host, port = server.url.removeprefix("http://").split(":")
+        await asyncio.get_running_loop().sock_connect(own, (host, int(port)))
+        with own:
+            own.send(GET.replace(b"/health", b"/openapi.json") * 30)  # each as long as a book
+            with caplog.at_level(logging.INFO, "lmserve.access"):
+                async with asyncio.timeout(ENOUGH_S):
+                    while "read too little" not in caplog.text:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                    while "GET /openapi.json gone" not in caplog.text:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+        assert caplog.text.count("GET /openapi.json gone") == 1
+
+
+@asynccontextmanager
+async def few_descriptors(soft: int, hard: int, spare: int) -> AsyncIterator[tuple[str, Any]]:
+    command = (sys.executable, "-m", "tests.server.few_descriptors", *map(str, (soft, hard, spare)))
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        async with asyncio.timeout(ENOUGH_S):
+            port = int(await process.stdout.readline())
+
+            async def end() -> int:
+                process.stdin.close()
+                assert process.stdout is not None
+                return int(await process.stdout.readline())
+
+            yield f"http://127.0.0.1:{port}", end
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def test_without_descriptors_it_waits_for_some() -> None:
+    """With nothing spared, accepting itself fails: it neither ends the server nor its port."""
+    async with few_descriptors(48, 48, 0) as (url, end):
+        async with AsyncExitStack() as stack:
+            for _ in range(60):
+                (await stack.enter_async_context(opened(url))).send(GET[:10])
+            last = await stack.enter_async_context(opened(url))
+            last.send(GET)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await last.reader.read(1)
+        async with opened(url) as client:  # there are some again
+            client.send(GET)
+            assert (await client.answer())[0] == 200
+        assert await end() == 48
+
+
+async def test_descriptors_are_had_as_far_as_they_go() -> None:
+    async with few_descriptors(40, 64, 32) as (url, end), AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(opened(url)) for _ in range(33)]
+        for client in clients:
+            client.send(GET[:10])
+        await asyncio.sleep(0)
+        clients[-1].send(GET[10:])
+        await clients[-1].refused(503, "too_many_connections")
+        clients[0].send(GET[10:])
+        assert (await clients[0].answer())[0] == 200
+        await stack.aclose()
+        assert await end() == 64
