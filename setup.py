@@ -11,12 +11,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 SOURCES = Path("lmserve/native/src")
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
 FLAGS = {
-    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "_avx512": [
-        *("-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-        "-mavx512vnni",
-    ],
+    "_avx2": AVX2,
+    "_avx512": AVX512,
+    "_amx": [*AVX512, "-mamx-tile", "-mamx-int8"],  # which Linux alone gives out
 }
 # no contraction: the bits of a row must not depend on which loop the compiler made of it
 COMMON = ["-std=c++20", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]

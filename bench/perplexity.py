@@ -52,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 PATHS = {
     f"{kernels} {name}".strip(): {"kernels": kernels, **options}
-    for kernels in ("torch", "avx2", "avx512")
+    for kernels in ("torch", "avx2", "avx512", "amx")
     for name, options in OPTIONS.items()
 }
 PROCESSOR = list(PATHS)

@@ -239,7 +239,7 @@ class EngineSettings:
     kv_cache_dtype: Literal["auto", "fp8"] = setting(
         "auto", "type of the KV cache; fp8 holds twice the tokens, and rounds them; on cuda"
     )
-    kernels: Literal["auto", "avx512", "avx2", "triton", "twins", "torch"] = setting(
+    kernels: Literal["auto", "amx", "avx512", "avx2", "triton", "twins", "torch"] = setting(
         "auto",
         "what computes: lmserve's own kernels, on cpu by the processor's instructions, on cuda of "
         "triton, or torch; twins: triton's path in plain torch on any device, to check it; auto: "

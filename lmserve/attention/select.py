@@ -102,7 +102,7 @@ class Needs:
 
     def refusal(self, kind: type[AttentionBackend]) -> str | None:
         if kind is NativeAttention and self.kernels is None:
-            return "it needs --kernels avx2 or avx512"
+            return "it needs --kernels amx, avx512 or avx2"
         if self.paged and not issubclass(kind, PagedAttention):
             return "its cache is not paged, as these --kernels need"
         return kind.refusal(self.shape_for(kind), self.dtype, self.device, self.options)

@@ -1,6 +1,6 @@
 """The native kernels as ctypes sees them: `src/api.h`, written again, and a library's threads.
 
-A library is built twice from the same sources, for AVX2 and for AVX-512, and lies beside this
+A library is built from the same sources for AVX2, for AVX-512 and for AMX, and lies beside this
 file where a compiler was there when lmserve was installed.
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from lmserve.errors import SettingsError
 
-ABI = 1  # LMS_ABI in api.h
+ABI = 2  # LMS_ABI in api.h
 DIRECTORY = Path(__file__).parent
 FORMS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 INT4, INT8 = 3, 4
@@ -129,6 +129,7 @@ class Drawing(ctypes.Structure):
 _DECODER, _BATCH, _CACHE, _WEIGHT = map(POINTER, (Decoder, Batch, CacheForm, Weight))
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {  # result, arguments
     "lms_lanes": (c_int32, []),
+    "lms_allowed": (c_int32, []),
     "lms_pool_new": (c_void_p, [c_int32]),
     "lms_pool_free": (None, [c_void_p]),
     "lms_packed_bytes": (c_int64, [c_int32] * 3),
@@ -159,6 +160,8 @@ def load(name: str, directory: Path = DIRECTORY) -> ctypes.CDLL:
         for function, (result, arguments) in _SIGNATURES.items():
             each = getattr(library, function)
             each.restype, each.argtypes = result, arguments
+        if not library.lms_allowed():
+            raise Unusable("the system does not let this process use the instructions")
     except (OSError, AttributeError) as error:
         raise Unusable(f"it cannot be loaded: {' '.join(str(error).split())}") from error
     return library

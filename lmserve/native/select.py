@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 TORCH = "torch"
 # the fastest first, and what each asks of the processor
 INSTRUCTIONS: dict[str, Callable[[], bool]] = {
+    "amx": lambda: INSTRUCTIONS["avx512"]() and torch.cpu._is_amx_tile_supported(),  # with int8
     "avx512": lambda: torch.cpu._is_avx512_supported() and torch.cpu._is_vnni_supported(),
     "avx2": torch.cpu._is_avx2_supported,  # with fma and f16c on every processor made
 }

@@ -88,7 +88,7 @@ def test_a_backend_whose_probe_fails_is_passed_over(monkeypatch, caplog, wrong):
             CPU,
             "attention 'flash' is unknown; choose auto, native, cpu, sdpa, paged, triton",
         ),
-        ("native", CPU, "--attention native: it needs --kernels avx2 or avx512; use auto"),
+        ("native", CPU, "--attention native: it needs --kernels amx, avx512 or avx2; use auto"),
         ("native", CUDA, "--attention native does not run on cuda; use auto"),
         ("flash_attn", CPU, "--attention flash_attn does not run on cpu; use auto"),
         (

@@ -18,7 +18,7 @@ def test_as_a_person_reads_it():
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
     assert lines["lmserve"] == lmserve.__version__
     assert {"Python", "torch", "aiohttp", "CUDA", "GPUs", "memory", "models"} <= set(lines)
-    assert lines["kernels"].partition(" ")[0] in ("avx512", "avx2", "torch")
+    assert lines["kernels"].partition(" ")[0] in ("amx", "avx512", "avx2", "torch")
 
 
 @pytest.mark.parametrize("environ", [{"LMSERVE_DTYP": "x"}, {"LMSERVE_CONFIG": "absent.toml"}])

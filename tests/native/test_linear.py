@@ -15,7 +15,7 @@ from lmserve.native.weights import PackedWeight, Packer
 from lmserve.weights.gguf_file import TENSOR_TYPES
 from lmserve.weights.quant.ggml import GGMLTensor
 
-ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 33, 130)
+ROWS = (1, 2, 3, 4, 5, 7, 8, 9, 16, 22, 27, 33, 130)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 QUANTISED = ["Q4_0", "Q4_1", "Q4_K", "Q8_0", "Q5_0", "Q5_1", "Q6_K"]
 HALVES = {"Q4_K": (0, 2), "Q6_K": (208,)}  # which the gguf package cannot write
@@ -172,7 +172,8 @@ def test_largest_codes_do_not_overflow(kernels):
                 values[:, ::32] = 0.0
             data = torch.from_numpy(quantize(values.numpy(), GGMLQuantizationType[kind]))
             tensor = GGMLTensor(kind, data, (40, width))
-            x = torch.full((9, width), sign)
-            exact = x @ tensor.dequantise().T
-            out = linear(kernels, packer.pack(tensor, torch.float32), x)
-            torch.testing.assert_close(out, exact, atol=1e-3, rtol=1e-4)
+            for num_rows in (9, 40):
+                x = torch.full((num_rows, width), sign)
+                exact = x @ tensor.dequantise().T
+                out = linear(kernels, packer.pack(tensor, torch.float32), x)
+                torch.testing.assert_close(out, exact, atol=1e-3, rtol=1e-4)

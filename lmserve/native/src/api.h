@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define LMS_ABI 1
+#define LMS_ABI 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,6 +18,8 @@ extern "C" {
 
 int32_t lms_abi(void);
 int32_t lms_lanes(void);  // outputs in a panel of a packed weight
+// Whether the system lets this process use the instructions; ask before any pool is made.
+int32_t lms_allowed(void);
 
 // --- threads --------------------------------------------------------------------------------
 

@@ -13,6 +13,14 @@ namespace lms {
 constexpr int64_t FEW_ROWS = 2 * LANES;  // below, lines are faster (measured)
 constexpr float SMALLEST = 1e-30f;       // groups below are zeros
 
+// Integers of so many rows and more go in tiles, where the processor has them (tiles.hpp).
+constexpr int64_t TILE_ROWS = 16;
+#if defined(__AMX_INT8__)
+constexpr int64_t FEW_TILED = TILE_ROWS;
+#else
+constexpr int64_t FEW_TILED = std::numeric_limits<int64_t>::max();
+#endif
+
 struct Forms {
     bool dense = false, bytes = false, shorts = false;
 
@@ -23,16 +31,20 @@ struct Forms {
 
 // The first rows lie in columns of LANES rows, for kernels that work on as many rows at once; what
 // is left of them lies in lines, row after row. Within a column, or a line, a piece is as many
-// inputs as an instruction multiplies: 4 bytes, 2 shorts or 1 float.
+// inputs as an instruction multiplies: 4 bytes, 2 shorts or 1 float. Integers that go in tiles all do:
+// (tiles, groups, TILE_ROWS, GROUP), shorts as their high and their low bytes.
 class Inputs {
 public:
     int64_t width = 0, groups = 0;
     int64_t in_columns = 0;        // so many rows
+    bool in_tiles = false;         // the integers
     float *dense = nullptr;        // (rows, width)
     int8_t *bytes = nullptr;       // (rows, width), for int4
     float *byte_scales = nullptr;  // (rows, groups)
     float *byte_sums = nullptr;    // (rows, groups): of the values, as quantised
     int16_t *shorts = nullptr;     // (rows, width), for int8
+    int8_t *high_bytes = nullptr;  // (rows, width): the shorts in tiles
+    uint8_t *low_bytes = nullptr;
     float *short_scales = nullptr;
 
     void make_room(int64_t rows, int64_t num_in, Forms forms) {
@@ -40,7 +52,9 @@ public:
         width = num_in;
         groups = num_in / GROUP;
         in_columns = rows < FEW_ROWS ? 0 : rows / LANES * LANES;
+        in_tiles = rows >= FEW_TILED;
         if (forms.dense) dense = dense_.of<float>(rows * width);
+        if (in_tiles) rows = (rows + TILE_ROWS - 1) / TILE_ROWS * TILE_ROWS;
         if (forms.bytes) {
             bytes = bytes_.of<int8_t>(rows * width);
             byte_scales = byte_scales_.of<float>(rows * groups);
@@ -48,6 +62,8 @@ public:
         }
         if (forms.shorts) {
             shorts = shorts_.of<int16_t>(rows * width);
+            high_bytes = reinterpret_cast<int8_t *>(shorts);
+            low_bytes = reinterpret_cast<uint8_t *>(shorts) + rows * width;
             short_scales = short_scales_.of<float>(rows * groups);
         }
     }
@@ -102,7 +118,7 @@ private:
     template <int PIECE, typename T>
     void quantise(int64_t row, const float *x, float levels, T *out, float *scales,
                   float *sums) const {
-        const bool in_line = row >= in_columns;
+        const bool in_line = row >= in_columns && !in_tiles;
         const int64_t step = in_line ? PIECE : LANES * PIECE;
         T *place = in_line ? out + row * width
                            : out + row / LANES * LANES * width + row % LANES * PIECE;
@@ -118,8 +134,27 @@ private:
                 total = add_ints(total, v);
             }
             if (sums) sums[at] = scales[at] * sum(to_floats(total));
-            for (int k = 0; k < GROUP; k += PIECE, place += step)
-                std::memcpy(place, codes + k, PIECE * sizeof(T));
+            if (in_tiles)
+                put_in_tile(row, g, codes);
+            else
+                for (int k = 0; k < GROUP; k += PIECE, place += step)
+                    std::memcpy(place, codes + k, PIECE * sizeof(T));
+        }
+    }
+
+    static_assert(TILE_ROWS == LANES || FEW_TILED > TILE_ROWS);  // scales lie as in columns
+
+    int64_t tile_place(int64_t row, int64_t group) const {
+        return row / TILE_ROWS * TILE_ROWS * width + (group * TILE_ROWS + row % TILE_ROWS) * GROUP;
+    }
+    void put_in_tile(int64_t row, int64_t group, const int8_t *codes) const {
+        std::memcpy(bytes + tile_place(row, group), codes, GROUP);
+    }
+    void put_in_tile(int64_t row, int64_t group, const int16_t *codes) const {
+        const int64_t at = tile_place(row, group);
+        for (int k = 0; k < GROUP; ++k) {
+            high_bytes[at + k] = static_cast<int8_t>(codes[k] >> 8);
+            low_bytes[at + k] = static_cast<uint8_t>(codes[k]);
         }
     }
 

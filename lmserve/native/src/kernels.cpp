@@ -16,6 +16,7 @@ extern "C" {
 
 int32_t lms_abi(void) { return LMS_ABI; }
 int32_t lms_lanes(void) { return LANES; }
+int32_t lms_allowed(void) { return tiles_allowed(); }
 
 lms_pool *lms_pool_new(int32_t num_threads) {
     try {

@@ -1,18 +1,20 @@
 // Products of rows with packed weights.
 //
-// Two kinds of kernels. Those of lines.hpp multiply a few rows with the LANES outputs of a panel
-// at once; those of columns.hpp multiply columns of LANES rows with one output after another. Each
-// number is the same operations in the same order in both: a row's bits do not depend on the rows
-// beside it, and rows may be split between them in any way.
+// Three kinds of kernels. Those of lines.hpp multiply a few rows with the LANES outputs of a panel
+// at once; those of columns.hpp multiply columns of LANES rows with one output after another; those
+// of tiles.hpp do both at once, where the processor can. Each number is the same operations in the
+// same order in all: a row's bits do not depend on the rows beside it, and rows may be split
+// between them in any way.
 
 #pragma once
 
 #include "columns.hpp"
 #include "lines.hpp"
+#include "tiles.hpp"
 
 namespace lms {
 
-// What a thread needs for a panel: its results, and its weights as columns.hpp reads them.
+// What a thread needs for a panel: its results, and its weights as Unpacked.
 struct PanelRoom {
     Buffer weights, results;
 };
@@ -23,18 +25,22 @@ public:
     Multiplier(const lms_weight &weight, const Inputs &in, PanelRoom &room)
         : panels(weight), weight_(weight), in_(in),
           results_(room.results.of<float>(MOST_ROWS * LANES)) {
-        if (in.in_columns) unpacked_ = Unpacked(weight, room.weights);
+        is_tiled_ = in.in_tiles && (weight.form == LMS_INT4 || weight.form == LMS_INT8);
+        is_unpacked_ = is_tiled_ || in.in_columns;
+        if (is_unpacked_) unpacked_ = Unpacked(weight, in, room.weights);
     }
 
     void take(int64_t panel) {
         panel_ = panel;
         data_ = static_cast<const char *>(weight_.data) + panel * panels.bytes;
-        if (in_.in_columns) unpacked_.take(data_, panels.codes);
+        if (is_unpacked_) unpacked_.take(data_, panels.codes);
     }
 
     // The rows `row` … of the panel: (count, LANES). A block is either in columns or in lines.
     const float *rows(int64_t row, int64_t count) {
-        if (row < in_.in_columns)
+        if (is_tiled_)
+            multiply_tiles(unpacked_, in_, row, count, results_);
+        else if (row < in_.in_columns)
             multiply_columns(unpacked_, in_, row, count, results_);
         else
             multiply_lines(weight_, panels, data_, in_, row, count, results_);
@@ -54,6 +60,7 @@ private:
     const lms_weight &weight_;
     const Inputs &in_;
     Unpacked unpacked_;
+    bool is_tiled_, is_unpacked_;
     float *results_;
     int64_t panel_ = 0;
     const char *data_ = nullptr;
@@ -97,6 +104,7 @@ void multiply(Pool &pool, std::vector<PanelRoom> &rooms, const Inputs &in, int64
     for (const Product &each : products) total += Panels(*each.weight).count;
     const int64_t grain = grain_of(total, pool.num_threads());
     pool.ranges(total, grain, [&](int64_t begin, int64_t end, int thread) {
+        const Tiles tiles;
         for (const Product &each : products) {
             Multiplier product(*each.weight, in, rooms[thread]);
             const int64_t count = product.panels.count;
@@ -123,6 +131,7 @@ void multiply_gated(Pool &pool, std::vector<PanelRoom> &rooms, std::vector<Panel
     const Product product{&gate, out, gate.num_out, false};
     const int64_t count = Panels(gate).count, grain = grain_of(count, pool.num_threads());
     pool.ranges(count, grain, [&](int64_t begin, int64_t end, int thread) {
+        const Tiles tiles;
         Multiplier gates(gate, in, rooms[thread]), ups(up, in, more_rooms[thread]);
         for (int64_t p = begin; p < end; ++p) {
             gates.take(p);

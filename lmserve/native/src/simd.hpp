@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))  // so that sums stay in registers
+
 namespace lms {
 
 struct Half {
@@ -109,6 +111,13 @@ inline void split_nibbles(const char *p, char *out) {
     const Ints both = load_ints(p), low_bits = _mm512_set1_epi8(15);
     store_ints(out, _mm512_and_si512(both, low_bits));
     store_ints(out + 64, _mm512_and_si512(_mm512_srli_epi16(both, 4), low_bits));
+}
+// 4 * LANES bytes, all first pairs and all second ones: the four of each lane
+inline void join_pairs(const char *p, char *out) {
+    const __m256i *pairs = reinterpret_cast<const __m256i *>(p);
+    const Ints first = _mm512_cvtepu16_epi32(_mm256_loadu_si256(pairs));
+    const Ints second = _mm512_cvtepu16_epi32(_mm256_loadu_si256(pairs + 1));
+    store_ints(out, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
 }
 
 #else
@@ -219,6 +228,12 @@ inline void split_nibbles(const char *p, char *out) {
     const Ints both = load_ints(p), low_bits = _mm256_set1_epi8(15);
     store_ints(out, _mm256_and_si256(both, low_bits));
     store_ints(out + 32, _mm256_and_si256(_mm256_srli_epi16(both, 4), low_bits));
+}
+inline void join_pairs(const char *p, char *out) {
+    const __m128i *pairs = reinterpret_cast<const __m128i *>(p);
+    const Ints first = _mm256_cvtepu16_epi32(_mm_loadu_si128(pairs));
+    const Ints second = _mm256_cvtepu16_epi32(_mm_loadu_si128(pairs + 1));
+    store_ints(out, _mm256_or_si256(first, _mm256_slli_epi32(second, 16)));
 }
 
 #endif
