@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
@@ -71,7 +71,14 @@ class Admission:
         own = self.quotas.of(owner).limits.max_requests if owner else None
         return most if own is None else min(own, most)
 
-    def _add_tokens(self, num_tokens: int, owner: str) -> None:
+    def most_tokens(self, owner: str) -> int:
+        """Prompt tokens of an empty queue that one key may hold; who brought none, all."""
+        return TIMES_FREE * self._max_tokens // (TIMES_FREE + 1) if owner else self._max_tokens
+
+    def add_tokens(self, prompts: Mapping[Ticket, int], *, several: bool = False) -> None:
+        """Counts the tokens of one call, `several`: of more than one prompt. Raises Overloaded,
+        RateLimited; then nothing is counted."""
+        owner, num_tokens = next(iter(prompts)).owner, sum(prompts.values())
         free = self._max_tokens - self.num_tokens
         # a prompt over the limit by itself runs when nothing else does
         if self.num_tokens and num_tokens > free:
@@ -80,11 +87,13 @@ class Admission:
                 f"(max_queued_tokens) is {self._max_tokens}: try again in a moment",
                 retry_after_s=self._retry_after_s(),
             )
-        if owner and (own := self.quotas.of(owner).num_tokens):
+        if owner and ((own := self.quotas.of(owner).num_tokens) or several):
             if own + num_tokens > TIMES_FREE * (free - num_tokens):
                 raise self._over_share("max_queued_tokens")
         self.quotas.add_tokens(owner, num_tokens)
         self.num_tokens += num_tokens
+        for ticket, num in prompts.items():
+            ticket.num_tokens += num
 
     def _over_share(self, setting: str) -> RateLimited:
         return RateLimited(
@@ -98,27 +107,22 @@ class Admission:
 class Ticket:
     """One answer's place, held until `release`."""
 
-    __slots__ = ("_admission", "_num_tokens", "_released", "job", "owner")
+    __slots__ = ("_admission", "_released", "job", "num_tokens", "owner")
 
     def __init__(self, admission: Admission, owner: str = ""):
         self._admission = admission
-        self._num_tokens = 0
+        self.num_tokens = 0  # of its prompt, once that is counted
         self._released = False
         self.owner = owner
         self.job: Future[Any] | None = None  # its work in a thread, which nobody can stop
-
-    def add_tokens(self, num_tokens: int) -> None:
-        """Counts the prompt once its length is known. Raises Overloaded, RateLimited."""
-        self._admission._add_tokens(num_tokens, self.owner)
-        self._num_tokens += num_tokens
 
     def release(self) -> None:
         """Gives everything back. Idempotent."""
         if not self._released:
             self._released = True
             self._admission.num_requests -= 1
-            self._admission.num_tokens -= self._num_tokens
-            self._admission.quotas.leave(self.owner, self._num_tokens)
+            self._admission.num_tokens -= self.num_tokens
+            self._admission.quotas.leave(self.owner, self.num_tokens)
 
 
 class BodyBytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from lmserve.errors import EngineUnavailable, Overloaded, RateLimited
+from lmserve.service import limits
 from lmserve.service.admission import Admission, Ticket
 from lmserve.service.metrics import Metrics
+from lmserve.types import GenerateRequest
 
 
 class Entrance:
@@ -66,6 +68,27 @@ class Entrance:
         finally:
             self.leave_all(tickets)
 
+    def check_sum(self, requests: Sequence[GenerateRequest], num_tokens: int) -> None:
+        """Of a call's prompts so far. Raises InvalidField where there is never room for them."""
+        limits.check_sum(requests, num_tokens, self._admission.most_tokens(requests[0].owner))
+
+    def add_tokens(
+        self, requests: Sequence[GenerateRequest], prompts: Mapping[Ticket, int]
+    ) -> None:
+        """Counts a call's prompts, once their lengths are known: all of them or, where there is
+        no room for all, none. Raises Overloaded, RateLimited, and InvalidField where there never
+        is."""
+        self.check_sum(requests, sum(prompts.values()))
+        owner = requests[0].owner
+        try:
+            self._admission.add_tokens(prompts, several=len(requests) > 1)
+        except RateLimited as error:
+            self._metrics.rejected(error.limit, owner)
+            raise
+        except Overloaded:
+            self._metrics.rejected("tokens", owner)
+            raise
+
     def most_places(self, owner: str) -> int:
         """That it may have at once."""
         return self._admission.most_places(owner)
@@ -97,6 +120,11 @@ class Entrance:
     def leave_all(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
             self.leave(ticket)
+
+    def refund(self, tickets: Sequence[Ticket]) -> None:
+        """Of a call that was counted, and of which nothing was run after all."""
+        for ticket in tickets:
+            self.spend(ticket.owner, -ticket.num_tokens)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Says whether all left in time."""

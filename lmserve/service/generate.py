@@ -246,17 +246,22 @@ class Service:
         num_answers, owner = sum(map(limits.num_made, requests)), requests[0].owner
         tickets = self._entrance.enter_all(num_answers, owner)
         works: list[Work] = []
+        prompts: dict[Ticket, int] = {}
         generations: list[Generation] = []
         try:
             for request in requests:
                 own = tickets[len(works) : len(works) + limits.num_made(request)]
                 works += await self._preparer.works(request, own, arrived_s, transcript)
+                prompts[own[0]] = len(works[-1].token_ids)  # of all its answers
+                self._entrance.check_sum(requests, sum(prompts.values()))  # before more is made
                 limits.check_told(request, ((len(w.token_ids), w.sampling) for w in works))
                 limits.check_rated(request, (work.sampling for work in works))
             self._entrance.check_open()
+            self._entrance.add_tokens(requests, prompts)
             for work, ticket in zip(works, tickets, strict=True):
                 generations.append(self._start(work, ticket))
         except BaseException:
+            self._entrance.refund(tickets)
             for generation in generations:
                 generation.abort()
             self._entrance.leave_all(tickets[len(generations) :])

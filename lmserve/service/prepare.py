@@ -1,4 +1,4 @@
-"""A request made ready for the engine: checked, rendered, tokenised, counted."""
+"""A request made ready for the engine: checked, rendered, tokenised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar, TypeVarTuple
 import msgspec
 
 from lmserve.bridge.handle import EngineHandle
-from lmserve.errors import EngineUnavailable, Overloaded, RateLimited, TextTooSlow
+from lmserve.errors import EngineUnavailable, Overloaded, TextTooSlow
 from lmserve.messages import EngineInfo
 from lmserve.sampling import Grammar, SamplingParams
 from lmserve.service import limits
@@ -93,7 +93,7 @@ class Preparer:
         arrived_s: float,
         transcript: Transcript | None,
     ) -> list[Work]:
-        """One a ticket: answers to the same prompt, which is counted and made ready once."""
+        """One a ticket: answers to the same prompt, which is made ready once."""
         info = self.info()
         model = self.catalog.find(request.model, info)
         limits.check_prompt(request, info)
@@ -111,7 +111,6 @@ class Preparer:
         sampling = limits.fit(request, sampling, len(token_ids), info)
         sampling = await self._constrained(text, request, sampling, tickets[0])
         sampling = text.speech.placed(request, sampling, token_ids)
-        self._add_tokens(tickets[0], len(token_ids))
         choices = Choices(len(tickets))
         parsers = [text.parser(request, token_ids) for _ in tickets]
         if transcript is not None:
@@ -143,9 +142,9 @@ class Preparer:
 
     async def prompts(
         self, requests: Sequence[GenerateRequest], make: Runs, ticket: Ticket, arrived_s: float
-    ) -> list[Callable[[], Work]]:
-        """What `make` makes of their tokens: to be run, not answered. Counted together, and put
-        together one by one: what they have in common is long."""
+    ) -> tuple[list[Callable[[], Work]], int]:
+        """What `make` makes of their tokens: to be run, not answered. Put together one by one:
+        what they have in common is long. And how many tokens that will be."""
         info = self.info()
         model = self.catalog.find(requests[0].model, info)
         for request in requests:
@@ -157,10 +156,9 @@ class Preparer:
         runs = await self.pool.run(ticket, limits.prompt_param(requests[0]), make, text, encoded)
         limits.check_inputs(requests, len(runs))
         limits.check_told(requests[0], ((len(r.token_ids), r.sampling) for r in runs))
-        for run in runs:
-            num_tokens = len(run.token_ids) + len(run.label)
+        lengths = [len(run.token_ids) + len(run.label) for run in runs]
+        for run, num_tokens in zip(runs, lengths, strict=True):
             limits.fit(requests[run.index], run.sampling, num_tokens, info)
-        self._add_tokens(ticket, sum(len(run.token_ids) + len(run.label) for run in runs))
 
         def work(run: Run) -> Work:
             request, token_ids = requests[run.index], [*run.token_ids, *run.label]
@@ -177,7 +175,7 @@ class Preparer:
                 session_id=request.session_id,
             )
 
-        return [partial(work, run) for run in runs]
+        return [partial(work, run) for run in runs], sum(lengths)
 
     async def encode(
         self, requests: Sequence[GenerateRequest], ticket: Ticket, *, add_bos: bool
@@ -232,16 +230,6 @@ class Preparer:
             with suppress(TextTooSlow), deadline.within(MAX_LOOP_S):
                 return call(*args)
         return await self.pool.run(ticket, param, call, *args)
-
-    def _add_tokens(self, ticket: Ticket, num_tokens: int) -> None:
-        try:
-            ticket.add_tokens(num_tokens)
-        except RateLimited as error:
-            self._metrics.rejected(error.limit, ticket.owner)
-            raise
-        except Overloaded:
-            self._metrics.rejected("tokens", ticket.owner)
-            raise
 
     def _check_wait(self, request: GenerateRequest) -> None:
         try:

@@ -36,6 +36,23 @@ async def limited(
     return await aiohttp_client(build_app(replace(settings, server=server, limits=limits), fake))
 
 
+@pytest.mark.parametrize(
+    ("url", "param"), [("/v1/completions", "prompt"), ("/v1/embeddings", "input")]
+)
+async def test_prompts_that_never_fit_together(
+    aiohttp_client: AiohttpClient, settings: Settings, fake: WatchedEngine, url: str, param: str
+) -> None:
+    server = replace(settings.server, api_keys=("one",), max_queued_tokens=80)
+    client = await aiohttp_client(build_app(replace(settings, server=server), fake))
+    response = await client.post(url, json={param: ["x" * 10] * 8}, headers=KEY)
+    error = (await response.json())["error"]
+    assert (response.status, error["param"]) == (400, param), error
+    assert "more than 70 tokens" in error["message"]
+    assert "max_queued_tokens" in error["message"]
+    response = await client.post(url, json={param: ["x" * 10] * 7}, headers=KEY)
+    assert response.status == 200
+
+
 @pytest.mark.parametrize(("url", "body"), CALLS)
 async def test_every_route_counts_and_says_so(
     limited: TestClient, url: str, body: dict[str, Any]

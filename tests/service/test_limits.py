@@ -284,6 +284,17 @@ def test_changes_out_of_range(changes: dict[str, Any], param: str | None) -> Non
     assert caught.value.param == param
 
 
+def test_a_longer_answer_has_no_more_log_probabilities_than_a_new_one() -> None:
+    info = msgspec.structs.replace(INFO, max_model_len=10**7)
+    before, most = SamplingParams(max_tokens=9, logprobs=19), limits.told.MAX_TOLD // 20
+    assert limits.changed(before, 10, info, max_tokens=most).max_tokens == most
+    with pytest.raises(InvalidField, match="log probabilities.*lower max_tokens") as caught:
+        limits.changed(before, 10, info, max_tokens=most + 1)
+    assert caught.value.param == "max_tokens"
+    assert limits.changed(before, 10, INFO, max_tokens=most + 1).max_tokens == 40  # all that fits
+    limits.changed(SamplingParams(max_tokens=9), 10, info, max_tokens=most + 1)
+
+
 def test_changes_are_cut_to_the_context_and_leave_the_rest() -> None:
     before = SamplingParams(temperature=0.5, max_tokens=9, min_tokens=4, seed=3, top_k=7)
     after = limits.changed(before, 10, INFO, max_tokens=1000)

@@ -23,6 +23,7 @@ from lmserve.service.limits.told import (
     check_labels,
     check_one,
     check_rated,
+    check_sum,
     check_told,
     num_made,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "check_prompt",
     "check_rated",
     "check_shown",
+    "check_sum",
     "check_texts",
     "check_thinking",
     "check_told",

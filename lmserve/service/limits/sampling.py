@@ -14,7 +14,7 @@ from lmserve.messages import EngineInfo
 from lmserve.sampling import SamplingParams
 from lmserve.service.limits.field import check_count, check_ids, name_of
 from lmserve.service.limits.tokens import check_stops, logit_bias
-from lmserve.service.limits.told import logprobs_of
+from lmserve.service.limits.told import check_longer, logprobs_of
 from lmserve.types import GenerateRequest
 
 MAX_STOP_TOKEN_IDS = 256
@@ -81,10 +81,12 @@ def changed(
         min_tokens=min(sampling.min_tokens, max_tokens),
     )
     max_tokens, min_tokens = _token_bounds(asked, info)
+    max_tokens = min(max_tokens, info.max_model_len - num_prompt_tokens)
+    check_longer(sampling, max_tokens)
     return msgspec.structs.replace(
         sampling,
         temperature=_number("temperature", asked, info),
-        max_tokens=min(max_tokens, info.max_model_len - num_prompt_tokens),
+        max_tokens=max_tokens,
         min_tokens=min_tokens,
     )
 

@@ -88,12 +88,34 @@ def check_rated(request: GenerateRequest, answers: Iterable[SamplingParams]) -> 
     """Of one call, log probabilities of its answers, as long as they may become."""
     if request.logprobs is None:
         return
+    param, longest = name_of(request, "logprobs"), name_of(request, "max_tokens")
     num_told = sum((request.logprobs + 1) * sampling.max_tokens for sampling in answers)
+    _check_rated(num_told, f"{param} or {longest}, or ask for fewer answers", param)
+
+
+def check_longer(sampling: SamplingParams, max_tokens: int) -> None:
+    """The same of a running answer, which is to become so long."""
+    if sampling.logprobs is not None:
+        _check_rated((sampling.logprobs + 1) * max_tokens, "max_tokens", "max_tokens")
+
+
+def _check_rated(num_told: int, remedy: str, param: str) -> None:
     if num_told > MAX_TOLD:
-        param, longest = name_of(request, "logprobs"), name_of(request, "max_tokens")
         raise InvalidField(
             f"the call asks for up to {num_told} log probabilities of its answers, more than "
-            f"{MAX_TOLD}: lower {param} or {longest}, or ask for fewer answers",
+            f"{MAX_TOLD}: lower {remedy}",
+            param=param,
+        )
+
+
+def check_sum(requests: Sequence[GenerateRequest], num_tokens: int, most: int) -> None:
+    """Of one call's prompts, which come in together: what never fits is not for later. One that
+    does not by itself runs alone."""
+    if len(requests) > 1 and num_tokens > most:
+        param = _prompts_param(requests)
+        raise InvalidField(
+            f"{param} has {len(requests)} prompts of more than {most} tokens together, the most "
+            "that the server takes in a call (max_queued_tokens): send several calls",
             param=param,
         )
 

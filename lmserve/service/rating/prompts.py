@@ -42,8 +42,11 @@ class Prompts:
             owner = requests[0].owner
             num_places = min(MAX_TOGETHER, len(requests), self._entrance.most_places(owner))
             with self._entrance.places(num_places, owner) as tickets:
-                works = await self._preparer.prompts(requests, make, tickets[0], self._clock())
+                works, num_tokens = await self._preparer.prompts(
+                    requests, make, tickets[0], self._clock()
+                )
                 self._entrance.check_open()
+                self._entrance.add_tokens(requests, {tickets[0]: num_tokens})
                 return await self._finish_all(works, num_places)
 
         generations, _ = await in_time(requests[0], run, self._clock)
