@@ -12,9 +12,9 @@ OUT.html, OUT.json, and whether memory grew after the warm-up (slope.py). Ends w
 where anything is still held, or where the server did to anybody what it should not.
 
 The flags make room run out within the warm-up, and answers are short and many in its first half,
-so that what is measured is a full house: 300 conversations at most, streams kept for 30 s,
-conversations warm for 60 s, 256 MiB on disk, and a KV cache of 12,288 tokens, of which every block
-has been used soon.
+so that what is measured is a full house: 300 conversations at most, 50 batches, streams kept for
+30 s, conversations warm for 60 s, 256 MiB on disk, and a KV cache of 12,288 tokens, of which every
+block has been used soon.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from lmserve.bench.machine import LoadMeter, describe
 FLAGS = (
     "--max-sessions=300", "--stream-keep-s=30", "--stream-grace-s=2", "--pin-s=60",
     "--spill-after-s=5", "--num-blocks=768", f"--spill-max-bytes={256 * 2**20}",
+    "--max-batches=50",
 )  # fmt: skip
 SAMPLE_S, SETTLED_S = 1.0, 60.0
 SHORT_TOKENS = 4

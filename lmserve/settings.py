@@ -366,6 +366,7 @@ class BatchSettings:
         4 * 2**30, "files in all, with the results of batches", least=1024
     )
     batch_concurrency: int = setting(8, "lines of batches that run together", least=1)
+    max_batches: int = setting(1000, "batches of one owner that are kept when they ended", least=1)
 
 
 @dataclass(frozen=True, slots=True)

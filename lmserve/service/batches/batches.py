@@ -36,7 +36,6 @@ MAX_OPEN = 100  # batches that have not ended
 MAX_WINDOW_H = 168
 MIN_EXPIRES_S, MAX_EXPIRES_S = 3600, 30 * 86400
 KEEP_S = 30 * 86400.0  # batches that have ended
-MAX_KEPT = 1000  # of these, of one owner
 SWEEP_S = 5.0
 
 _ID = re.compile(r"batch_[0-9a-f]{32}")
@@ -72,6 +71,7 @@ class Batches:
     ):
         self.files = Files(settings.batches, ids, clock=clock)
         self.files.in_use = self._reads
+        self._max_kept = settings.batches.max_batches
         self._ids = ids
         self._clock = clock
         self._shop = Shop(
@@ -185,7 +185,7 @@ class Batches:
             if record.status in ENDED:
                 num_kept[record.owner] += 1
                 is_old = (record.ended or 0.0) + KEEP_S <= now
-                if is_old or num_kept[record.owner] > MAX_KEPT:
+                if is_old or num_kept[record.owner] > self._max_kept:
                     await self._forget(record)
             elif record.expires <= now and (run := self._runs.get(record.id)) is not None:
                 run.stop(expired=True)

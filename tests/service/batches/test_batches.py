@@ -18,7 +18,6 @@ from lmserve.errors import (
     Overloaded,
     TextTooSlow,
 )
-from lmserve.service.batches import batches as all_batches
 from lmserve.service.batches import run as runs
 from lmserve.service.batches.batches import KEEP_S, MAX_OPEN, BatchAsk
 from lmserve.service.batches.results import Sheet
@@ -231,19 +230,17 @@ async def test_old_batches_and_their_files_are_forgotten(clerk: Clerk) -> None:
     assert batch.status == "completed"
 
 
-async def test_so_many_that_have_ended_are_kept(
-    clerk: Clerk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(all_batches, "MAX_KEPT", 2)
-    begun = []
-    for text in "abcd":
-        begun.append(await clerk.begin([text]))
-        await clerk.ended(begun[-1])
-        clerk.now_s += 1
-    await clerk.batches.sweep()
-    assert clerk.batches.list("me") == begun[:1:-1]
-    assert len(list((clerk.folder / "batches").glob("*.json"))) == 2
-    assert len(clerk.batches.files.list("me")) == 8  # which have their own limits
+async def test_so_many_that_have_ended_are_kept(tmp_path: Path, echo: Echo) -> None:
+    async with serving(tmp_path, echo, max_batches=2) as clerk:
+        begun = []
+        for text in "abcd":
+            begun.append(await clerk.begin([text]))
+            await clerk.ended(begun[-1])
+            clerk.now_s += 1
+        await clerk.batches.sweep()
+        assert clerk.batches.list("me") == begun[:1:-1]
+        assert len(list((clerk.folder / "batches").glob("*.json"))) == 2
+        assert len(clerk.batches.files.list("me")) == 8  # which have their own limits
 
 
 async def test_a_file_that_is_gone_fails_its_batch(tmp_path: Path, echo: Echo) -> None:
