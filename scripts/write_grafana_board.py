@@ -210,6 +210,11 @@ ROWS: list[tuple[str, list[Panel]]] = [
                     (f"sum(lmserve:stream_bytes{SELECT})", "streams in memory"),
                 ],
             ),
+            (
+                "Certificate",
+                "s",
+                [(f"min(lmserve:certificate_expires_seconds{SELECT}) - time()", "expires in")],
+            ),
         ],
     ),
 ]

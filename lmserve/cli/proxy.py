@@ -10,6 +10,7 @@ import click
 
 from lmserve import logs
 from lmserve.cli.lists import ListOption, ListsCommand, words
+from lmserve.cli.logs import announcer
 from lmserve.errors import SettingsError, SetupError
 
 STRATEGIES = ("random", "min_expected_latency", "min_observed_latency")
@@ -162,4 +163,4 @@ def proxy(
     listener = bind(server_name, server_port)
     url = url_of(listener, https=ssl)
     with listener:
-        serve(settings, listener, lambda: click.echo(f"distributing at {url}"))
+        serve(settings, listener, lambda: announcer(log_format)(f"distributing at {url}"))

@@ -9,7 +9,7 @@ import click
 from lmserve.cli.api_client import api_client
 from lmserve.cli.gradio import gradio
 from lmserve.cli.lmdeploy import ServerCommand, lmdeploy_options, load_server_options
-from lmserve.cli.logs import set_up_logging
+from lmserve.cli.logs import announcer, set_up_logging
 from lmserve.cli.options import setting_options
 from lmserve.cli.proxy import proxy
 from lmserve.fields import SECTIONS
@@ -49,4 +49,4 @@ def api_server(model: str | None, **options: Any) -> None:
     if settings.log.otlp_traces_endpoint is not None:
         tracing.check()
     lifecycle.check(settings)  # refused before anything is fetched
-    lifecycle.serve(with_model_found(settings), click.echo)
+    lifecycle.serve(with_model_found(settings), announcer(settings.log.log_format))

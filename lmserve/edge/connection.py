@@ -22,7 +22,7 @@ from lmserve.edge import refusal
 from lmserve.edge.patience import Pace
 from lmserve.edge.slow import logger
 from lmserve.edge.socket.arriving import Arriving
-from lmserve.errors import LmserveError, TooSlow
+from lmserve.errors import EngineUnavailable, LmserveError, TooSlow
 from lmserve.protocol.errors import error_body
 
 if TYPE_CHECKING:
@@ -82,9 +82,27 @@ class ClientConnection(RequestHandler):
         if request is None or request.content.is_eof():
             return
         self._messages.clear()
-        self.close()  # after this answer
-        request.content.set_exception(RequestPayloadError("badly framed"))
+        self._end_body(request, RequestPayloadError("badly framed"))
+
+    def _end_body(self, request: web.BaseRequest, error: Exception) -> None:
+        """What waits for more of it has this instead."""
+        self.close()  # after this answer; what comes from now on is not looked at
+        request.content.set_exception(error)
         request.content.feed_eof()
+
+    def stop(self) -> None:
+        """The server ends. A body that is not whole was not accepted, and is not waited for."""
+        request, lingers = self._current_request, not self.awaits_request
+        self.close()
+        if request is not None and not request.content.is_eof():
+            gone = EngineUnavailable("the server is shutting down: ask another one")
+            self._end_body(request, gone)
+        elif request is None and lingers:  # answered: the rest of its body was being thrown away
+            self._loop.call_later(LINGER_S, self._end_linger)
+
+    def _end_linger(self) -> None:
+        if self._current_request is None:
+            self.force_close()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None

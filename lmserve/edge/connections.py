@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 import ssl
 from collections.abc import Coroutine
@@ -27,6 +28,7 @@ MAX_REFUSED = 64  # being told so; the oldest makes room
 REFUSAL_S = 1.0
 GOODBYE_S = 1.0  # a client's, over TLS: its descriptor is held until then
 ACCEPT_PAUSE_S = 0.1  # where accepting fails: no descriptors, no memory
+WARN_EVERY_S = 10.0  # at most, of that
 MAX_LOOK_S = 2.0
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,10 @@ class Connections(web.Server):
                 connection.force_close()
                 return True
         return False
+
+    def pre_shutdown(self) -> None:
+        for connection in list(self.open):
+            connection.stop()
 
     async def watch(self) -> None:
         """Until cancelled."""
@@ -163,14 +169,14 @@ class EdgeSite(web.BaseSite):
         self._listener.close()
 
     async def _accept(self, most: int) -> None:
-        loop = asyncio.get_running_loop()
+        loop, failures = asyncio.get_running_loop(), _Failures()
         while True:
             try:
                 client, _ = await loop.sock_accept(self._listener)
             except ConnectionError:  # gone before
                 continue
             except OSError as error:
-                logger.warning("cannot accept connections: %s", error.strerror)
+                failures.add(error)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             if len(self._connections.open) < most or self._connections.close_idle():
@@ -224,6 +230,23 @@ class EdgeSite(web.BaseSite):
         return _connected(
             client, protocol_factory, self._ssl_context, self._connections.limits.header_timeout_s
         )
+
+
+class _Failures:
+    """Of accepting: warned of now and then, however often it fails."""
+
+    def __init__(self) -> None:
+        self._told_s = -math.inf  # on the loop's clock
+        self._num_untold = 0
+
+    def add(self, error: OSError) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._told_s < WARN_EVERY_S:
+            self._num_untold += 1
+            return
+        more = f" ({self._num_untold} times since this was last told)" if self._num_untold else ""
+        logger.warning("cannot accept connections: %s%s", error.strerror, more)
+        self._told_s, self._num_untold = now, 0
 
 
 async def _connected(

@@ -3,12 +3,16 @@ again when they change: what is shown to those who connect is new, who is connec
 
 from __future__ import annotations
 
+import logging
 import os
 import ssl
 import stat
 
+from lmserve.edge.expiry import expires_s
 from lmserve.edge.reload import Reloads
 from lmserve.errors import SetupError
+
+logger = logging.getLogger(__name__)
 
 
 class Certificate:
@@ -20,10 +24,12 @@ class Certificate:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.sni_callback = self._hand_on
         self._current = self.context
+        self.expires_s: float | None = None  # since 1970
 
     def read(self) -> None:
         """Raises SetupError, and then the one before stays. Not for the loop."""
         self._current = make_context()
+        self.expires_s = _expires_s()
 
     def _hand_on(self, handshake: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         """OpenSSL asks, whether or not the client named a server."""
@@ -53,6 +59,16 @@ def make_context() -> ssl.SSLContext:
             problem = f"cannot be used ({error.reason or error}): both must be PEM files"
         raise SetupError(f"$SSL_KEYFILE {keyfile} and $SSL_CERTFILE {certfile} {problem}") from None
     return context
+
+
+def _expires_s() -> float | None:
+    """None where it cannot be told, which is no reason not to serve."""
+    try:
+        with open(os.environ["SSL_CERTFILE"], "rb") as file:
+            return expires_s(file.read())
+    except (OSError, ValueError) as error:
+        logger.warning("when the certificate expires cannot be told: %s", error)
+        return None
 
 
 def _file(name: str, what: str) -> str:

@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 from prometheus_client.metrics_core import Metric
 
 from lmserve.edge.connections import Connections
+from lmserve.edge.tls import Certificate
 from lmserve.service.exposition.families import Families
 from lmserve.service.histogram import Histogram
 
@@ -17,13 +18,20 @@ _NO_ROUTE = "none"
 _OTHER = "other"
 
 
-def connection_families(server: web.Server | None, f: Families) -> Iterator[Metric]:
+def connection_families(
+    server: web.Server | None, certificate: Certificate | None, f: Families
+) -> Iterator[Metric]:
     assert isinstance(server, Connections), "it is set up"
     yield f.gauge("lmserve:connections", "Connections that are open", len(server.open))
     yield f.counter(
         "lmserve:connections_refused",
         "Connections told that there are too many",
         server.num_refused,
+    )
+    yield f.gauge(
+        "lmserve:certificate_expires_seconds",
+        "When the certificate that is shown expires, since unix epoch in seconds",
+        None if certificate is None else certificate.expires_s,
     )
 
 

@@ -123,7 +123,8 @@ async def running_server(
         async with AsyncExitStack() as last:  # what is drained can be watched until then
             try:
                 await runner.setup()
-                app[EXPOSITION].sources += (partial(connection_families, runner.server),)
+                told = partial(connection_families, runner.server, certificate)
+                app[EXPOSITION].sources += (told,)
                 admin_url = await last.enter_async_context(_administered(app, settings, context))
                 await EdgeSite(runner, listener, backlog=BACKLOG, ssl_context=context).start()
                 own = (app[HANDLE], app[SERVICE])

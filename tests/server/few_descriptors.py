@@ -1,5 +1,5 @@
-"""A server in a process with few file descriptors: python -m … SOFT HARD SPARE. Says its port, and
-at its end what the soft limit has become."""
+"""A server in a process with few file descriptors: python -m … SOFT HARD SPARE WARN_EVERY_S. Says
+its port, and at its end what the soft limit has become."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 import uvloop
 from aiohttp import web
 
-from lmserve.edge import descriptors
+from lmserve.edge import connections, descriptors
 from lmserve.edge.connections import EdgeLimits, EdgeRunner, EdgeSite
 from lmserve.edge.listen import bind
 
@@ -37,8 +37,9 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    soft, hard, spare = map(int, sys.argv[1:])
+    soft, hard, spare = map(int, sys.argv[1:4])
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     descriptors.SPARE = spare
+    connections.ACCEPT_PAUSE_S, connections.WARN_EVERY_S = 0.01, float(sys.argv[4])
     uvloop.run(main())
     say(resource.getrlimit(resource.RLIMIT_NOFILE)[0])

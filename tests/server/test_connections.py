@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, WSServerHandshakeError
+from aiohttp.web_protocol import RequestHandler
 
+from lmserve.server import lifecycle
 from lmserve.server.lifecycle import Server, running_server
 from lmserve.settings import LimitSettings, Settings
 from tests.server.bare import ENOUGH_S, FRAMES, GET, opened
@@ -193,12 +196,15 @@ async def test_a_client_that_reads_no_whole_answer(
 
 
 @asynccontextmanager
-async def few_descriptors(soft: int, hard: int, spare: int) -> AsyncIterator[tuple[str, Any]]:
-    command = (sys.executable, "-m", "tests.server.few_descriptors", *map(str, (soft, hard, spare)))
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdin is not None and process.stdout is not None
+async def few_descriptors(
+    soft: int, hard: int, spare: int, warn_every_s: float = LONG_S
+) -> AsyncIterator[tuple[str, asyncio.StreamReader, Any]]:
+    """Its URL, its log, and what ends it."""
+    given = map(str, (soft, hard, spare, warn_every_s))
+    command = (sys.executable, "-m", "tests.server.few_descriptors", *given)
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdin and process.stdout and process.stderr
     try:
         async with asyncio.timeout(ENOUGH_S):
             port = int(await process.stdout.readline())
@@ -208,7 +214,7 @@ async def few_descriptors(soft: int, hard: int, spare: int) -> AsyncIterator[tup
                 assert process.stdout is not None
                 return int(await process.stdout.readline())
 
-            yield f"http://127.0.0.1:{port}", end
+            yield f"http://127.0.0.1:{port}", process.stderr, end
             assert await process.wait() == 0
     finally:
         if process.returncode is None:
@@ -218,7 +224,7 @@ async def few_descriptors(soft: int, hard: int, spare: int) -> AsyncIterator[tup
 
 async def test_without_descriptors_it_waits_for_some() -> None:
     """With nothing spared, accepting itself fails: it neither ends the server nor its port."""
-    async with few_descriptors(48, 48, 0) as (url, end):
+    async with few_descriptors(48, 48, 0) as (url, log, end):
         async with AsyncExitStack() as stack:
             for _ in range(60):
                 (await stack.enter_async_context(opened(url))).send(GET[:10])
@@ -231,10 +237,24 @@ async def test_without_descriptors_it_waits_for_some() -> None:
             client.send(GET)
             assert (await client.answer())[0] == 200
         assert await end() == 48
+        told = [line for line in (await log.read()).splitlines() if b"cannot accept" in line]
+        assert len(told) == 1  # however often it failed
+
+
+async def test_what_is_not_warned_of_is_counted() -> None:
+    async with few_descriptors(48, 48, 0, 0.1) as (url, log, end):
+        async with AsyncExitStack() as stack:
+            for _ in range(60):
+                (await stack.enter_async_context(opened(url))).send(GET[:10])
+            async with asyncio.timeout(ENOUGH_S):
+                async for line in log:
+                    if re.search(rb"cannot accept .* \(\d+ times", line):
+                        break
+        assert await end() == 48
 
 
 async def test_descriptors_are_had_as_far_as_they_go() -> None:
-    async with few_descriptors(40, 64, 32) as (url, end), AsyncExitStack() as stack:
+    async with few_descriptors(40, 64, 32) as (url, _, end), AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(opened(url)) for _ in range(33)]
         for client in clients:
             client.send(GET[:10])
@@ -245,3 +265,30 @@ async def test_descriptors_are_had_as_far_as_they_go() -> None:
         assert (await clients[0].answer())[0] == 200
         await stack.aclose()
         assert await end() == 64
+
+
+async def test_a_body_that_is_half_here_at_the_end(
+    limited: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not accepted: its client is told so, and the end does not wait for it."""
+    monkeypatch.setattr(lifecycle, "HANDLER_GRACE_S", LONG_S)
+    async with AsyncExitStack() as stack:
+        async with limited() as server:
+            client = await stack.enter_async_context(opened(server.url))
+            client.send(POST.replace(b"Host", b"Expect: 100-continue\r\nHost"))
+            assert b" 100 " in await client.reader.readuntil(b"\r\n\r\n")  # its body is read
+            client.send(b"{")
+        assert "shutting down" in await client.refused(503, "engine_unavailable")
+
+
+async def test_a_body_that_was_refused_and_still_comes_at_the_end(
+    limited: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "HANDLER_GRACE_S", LONG_S)
+    monkeypatch.setitem(RequestHandler.__init__.__kwdefaults__, "lingering_time", LONG_S)
+    async with AsyncExitStack() as stack:
+        async with limited() as server:
+            client = await stack.enter_async_context(opened(server.url))
+            client.send(POST.replace(b"/v1/completions", b"/no/such/route") + b"{")
+            assert (await client.answer())[0] == 404
+        assert await client.ended() == b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sys
 from asyncio.subprocess import PIPE
@@ -62,7 +63,7 @@ async def test_nobody_reads_the_log(
         try:
             assert process.stdout is not None
             line = await process.stdout.readline()
-            url = line.split()[1].decode()
+            url = json.loads(line)["message"].split()[1]
             long = f"/{'x' * 190}"
             async with aiohttp.ClientSession(url) as web:
                 for _ in range(NUM_LINES):

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -34,18 +35,19 @@ HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_t
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """cert.pem and key.pem, and others that do not go with them."""
     folder = tmp_path_factory.mktemp("tls")
-    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2 -nodes"
+    new = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
     extra = "-subj /CN=lmserve -addext subjectAltName=IP:127.0.0.1"
-    for name in ("", "other-"):
-        _run(f"{new} {extra} -keyout {name}key.pem -out {name}cert.pem", folder)
+    for name, days in (("", 2), ("other-", 3)):
+        _run(f"{new} {extra} -days {days} -keyout {name}key.pem -out {name}cert.pem", folder)
     _run("openssl pkey -in key.pem -aes256 -passout pass:secret -out locked.pem", folder)
     (folder / "text.pem").write_text("not a certificate\n")
     os.mkfifo(folder / "pipe.pem")
     return folder
 
 
-def _run(command: str, folder: Path) -> None:
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+def _run(command: str, folder: Path) -> str:
+    done = subprocess.run(command.split(), cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 @pytest.fixture
@@ -157,6 +159,38 @@ async def test_a_new_certificate_is_shown_and_connections_stay(
             await until_shown(server.url, new)
             assert await shown_at(server.url, "lmserve.example") == new
             assert (await session.get("/health")).status == 200  # as it connected before
+
+
+async def told_to_expire(session: ClientSession) -> float:
+    async with session.get("/metrics") as response:
+        (value,) = re.findall(
+            r"^lmserve:certificate_expires_seconds{.*} (.*)$", await response.text(), re.MULTILINE
+        )
+        return float(value)
+
+
+async def test_when_it_expires_is_told(
+    changing: Any, files: Path, https: Settings, fake: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def end(name: str) -> int:
+        shown = _run(f"openssl x509 -noout -enddate -in {name}", files)
+        return ssl.cert_time_to_seconds(shown.strip().removeprefix("notAfter="))
+
+    old, new = [await asyncio.to_thread(end, f"{name}cert.pem") for name in ("", "other-")]
+    assert old != new
+    connector = TCPConnector(ssl=False)
+    async with (
+        running_server(https, fake) as server,
+        ClientSession(server.url, connector=connector) as session,
+    ):
+        assert await told_to_expire(session) == old
+        await asyncio.to_thread(changing, "other-", cert=False)  # half of a pair: the old one stays
+        async with asyncio.timeout(30):
+            while "not of one pair" not in caplog.text:
+                assert await told_to_expire(session) == old
+            await asyncio.to_thread(changing, "other-")
+            while await told_to_expire(session) != new:
+                pass
 
 
 async def test_a_certificate_is_read_when_asked(

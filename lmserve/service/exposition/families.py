@@ -23,9 +23,11 @@ class Families:
     def __init__(self, model: str):
         self._model = model
 
-    def gauge(self, name: str, doc: str, value: float) -> Metric:
+    def gauge(self, name: str, doc: str, value: float | None) -> Metric:
+        """None: there is no such thing, and no sample."""
         family = GaugeMetricFamily(name, doc, labels=[MODEL])
-        family.add_metric([self._model], value)
+        if value is not None:
+            family.add_metric([self._model], value)
         return family
 
     def gauges(self, name: str, doc: str, label: str, values: Mapping[Any, float]) -> Metric:
