@@ -255,12 +255,13 @@ class EngineCore:
                 tenant=submit.tenant,
                 submitted_s=perf_counter(),
             )
+            grammar = submit.sampling.grammar
+            is_held = grammar is not None and self.grammars.hold(seq, grammar)
         except Exception as error:
             text = error.message if isinstance(error, RequestError) else one_line(error)
             self._ended.append(SequenceOutput(submit.rid, b"", finish="error", error=text))
         else:
-            grammar = submit.sampling.grammar
-            if grammar is None or not self.grammars.hold(seq, grammar):
+            if not is_held:
                 self._admit(seq)
 
     def _admit(self, seq: Sequence) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
+from lmserve.errors import RequestError
 from lmserve.grammars import DeepThreads, load_tokenizer, matcher_error, new_matcher
 from lmserve.sampling import Grammar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_KEPT = 32  # matchers that have not begun, to copy
 MAX_MASK_THREADS = 4
+NO_THREAD = "the engine can start no thread for this request's grammar: try again in a moment"
 
 Bits = np.ndarray[tuple[int, int], np.dtype[np.int32]]
 
@@ -86,14 +88,19 @@ class Grammars:
     # --- sequences that wait for their matcher --------------------------------------------
 
     def hold(self, seq: TokenSequence, grammar: Grammar) -> bool:
-        """Gives it its grammar. Says whether it has to wait for that: `take_ready` has it then."""
+        """Gives it its grammar. Says whether it has to wait for that: `take_ready` has it then.
+        Raises RequestError where the system gives no thread to make it in."""
         seq.grammar = constraint = Constraint(grammar)
         fresh = self._fresh.get(grammar.source)
         if fresh is not None:
             constraint.matcher = fresh.deep_copy()
             return False
         self._held[seq.rid] = seq
-        self._makers.submit(self._make, grammar.source, constraint)
+        try:
+            self._makers.submit(self._make, grammar.source, constraint)
+        except RuntimeError:
+            del self._held[seq.rid]
+            raise RequestError(NO_THREAD) from None
         return True
 
     @property

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from lmserve.bridge.assets import EOS_ID, FIRST_WORD_ID
+from lmserve.engine.grammars import NO_THREAD
 from lmserve.sampling import Grammar, Thinking
 from tests.e2e.conftest import TinyModel
 from tests.e2e.structures import Structured
+from tests.no_threads import needs_linux, no_threads
 
 PERSON = {
     "type": "object",
@@ -62,6 +64,21 @@ def test_every_kind_in_one_batch_with_answers_that_are_free(
         alone = engine.ask("free 0", **unbound)
         engine.run()
         assert alone.ids == free[0].ids
+
+
+@needs_linux
+def test_without_a_thread_for_its_grammar_it_is_told_and_nothing_is_held(
+    tiny_llama: TinyModel,
+) -> None:
+    engine = Structured(tiny_llama.path)
+    grammar = engine.grammar("choice", ["yes"])
+    with no_threads():
+        told = engine.ask("x", grammar, max_tokens=5)
+    later = engine.ask("y", grammar, max_tokens=5)
+    engine.run()
+    assert (told.finish, told.error) == ("error", NO_THREAD)
+    assert (later.finish, engine.text(later)) == ("stop", "yes")
+    engine.close()
 
 
 def test_what_is_cut_by_length_is_the_beginning_of_something_valid(engine: Structured) -> None:

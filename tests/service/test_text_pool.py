@@ -1,22 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 
-from lmserve import grammars
 from lmserve.errors import NoThread, TextTooSlow
-from lmserve.grammars import STACK_BYTES
 from lmserve.service import text_pool
 from lmserve.service.admission import Admission, Ticket
 from lmserve.service.text_pool import MAX_ASIDE, MAX_OWN, MAX_THREADS, TextPool
 from lmserve.text import deadline
+from tests.no_threads import needs_linux, no_threads
 
 LONG_S = 600.0
 
@@ -146,23 +142,7 @@ async def test_what_is_no_request_holds_up_nothing_else(pool: TextPool) -> None:
     assert held <= MAX_ASIDE + 1
 
 
-@contextmanager
-def no_threads() -> Iterator[None]:
-    """The system has no memory for a deep stack. The C library may keep that of a thread which has
-    ended: a deeper one is asked for, which it cannot have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = num_pages * resource.getpagesize() + STACK_BYTES // 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grammars, "STACK_BYTES", 2 * STACK_BYTES)
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@needs_linux
 async def test_without_threads_each_is_told_and_nothing_is_held(pool: TextPool) -> None:
     ran: list[int] = []
     runs = [asyncio.create_task(pool.run(ticket("a"), "x", ran.append, 1)) for _ in range(20)]
@@ -176,7 +156,7 @@ async def test_without_threads_each_is_told_and_nothing_is_held(pool: TextPool) 
     assert not ran  # an executor runs what it could not start, once it can
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@needs_linux
 async def test_beside_a_thread_that_works(pool: TextPool) -> None:
     wedge = Wedge(pool)
     wedge.add(1)
