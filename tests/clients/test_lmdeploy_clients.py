@@ -256,12 +256,12 @@ def test_the_page_with_the_default_model(api_client: ModuleType, default_url: st
     """The page's three examples, a conversation, and an answer that is cancelled."""
     client = api_client.APIClient(default_url)
     model_name = client.available_models[0]
-    question = "What is the capital of France?"
+    question = "What is the capital of Japan?"  # every set of kernels is sure of it
     messages = [{"role": "user", "content": question}]
     options = {"temperature": 0, "max_tokens": 8}
     (whole,) = client.chat_completions_v1(model=model_name, messages=messages, **options)
     text = whole["choices"][0]["message"]["content"]
-    assert text == "The capital of France is Paris."
+    assert text == "The capital of Japan is Tokyo."
     chunks = client.chat_completions_v1(model_name, messages, stream=True, **options)
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta.get("content") or "" for delta in deltas) == text

@@ -64,7 +64,7 @@ def python_client(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> Iterat
 def test_the_python_client_chats(default_server, python_client: None):
     import generated_lmserve as api
 
-    question = api.ChatMessageContent("What is the capital of France?")
+    question = api.ChatMessageContent("What is the capital of Japan?")
     message = api.ChatMessage(role="user", content=question)
     request = api.ChatCompletionRequest(
         messages=api.ChatCompletionRequestMessages([message]), temperature=0, max_tokens=16
@@ -72,7 +72,7 @@ def test_the_python_client_chats(default_server, python_client: None):
     configuration = api.Configuration(host=default_server.url)
     with api.ApiClient(configuration) as http:
         answer = api.GenerateApi(http).chat_completions_v1(request)
-        assert answer.choices[0].message.content == "The capital of France is Paris."
+        assert answer.choices[0].message.content == "The capital of Japan is Tokyo."
         turn = api.GenerateRequest(prompt=api.GenerateRequestPrompt("Hi"), request_output_len=4)
         said = api.GenerateApi(http).chat_interactive_v1(turn)
         assert (said.tokens, said.finish_reason) == (4, "length")

@@ -27,8 +27,10 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def server(default_server: ServerProcess, tmp_path: Path) -> Iterator[ServerProcess]:
-    """As the page says; that there is a default model, `default_server` has found out."""
+    """As the page says; that there is a default model, `default_server` has found out. In float32
+    the answers are the same whatever the processor."""
     args = ("--api-keys", KEY, "--max-batch-size", "1", "--reasoning-parser", "think")
+    args += ("--dtype", "float32")
     with serving(*args, "--data-dir", str(tmp_path)) as server:
         yield server
 
