@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct, field
 
-Outcome = Literal["completed", "cancelled", "expired"]
+Outcome = Literal["failed", "completed", "cancelled", "expired"]
 Status = Literal[
     "validating",
     "failed",
@@ -61,7 +61,7 @@ class BatchRecord(Struct, kw_only=True):
     metadata: dict[str, str] | None = None
     output_expires_after_s: int | None = None
     status: Status = "validating"
-    outcome: Outcome | None = None  # every line is settled, and this is how it will end
+    outcome: Outcome | None = None  # nothing is left to run, and this is how it will end
     in_progress: float | None = None  # when it came to be
     finalizing: float | None = None
     cancelling: float | None = None

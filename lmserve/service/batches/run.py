@@ -19,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from lmserve.errors import (
     EngineDied,
     EngineUnavailable,
@@ -82,10 +84,10 @@ class Run:
             await self._patiently(self._results.open)
             if self.record.outcome is None:
                 pending = await self._pending()
-                if pending is None:
-                    return
-                await self._work(pending)
-            await self._finish()
+                if pending is not None:
+                    await self._work(pending)
+                    await self._settle()
+            await self._end()
         except Exception:
             log.exception("batch %s stands still until a restart", self.record.id)
 
@@ -107,10 +109,8 @@ class Run:
         return scan.pending
 
     async def _fail(self, errors: list[LineError]) -> None:
-        record = self.record
         self._name_files()
-        await self._adopt_all()
-        record.status, record.ended, record.errors = "failed", self._shop.clock(), errors
+        self.record.errors, self.record.outcome = errors, "failed"
         await self._save()
 
     async def _work(self, pending: array[int]) -> None:
@@ -132,22 +132,26 @@ class Run:
         if not self._lines.cancelled():
             self._lines.result()
 
-    async def _finish(self) -> None:
-        record = self.record
-        if record.outcome is None:
-            outcome = self._outcome()
-            if outcome == "expired":
-                await self._tell_expired()
-            if outcome != "cancelled":
-                record.status = "finalizing"
-            record.finalizing = self._shop.clock()
-            self._name_files()
-            record.outcome = outcome
-            await self._save()
-        await self._adopt_all()
-        assert record.outcome is not None
-        record.status, record.ended = record.outcome, self._shop.clock()
+    async def _settle(self) -> None:
+        record, outcome = self.record, self._outcome()
+        if outcome == "expired":
+            await self._tell_expired()
+        if outcome != "cancelled":
+            record.status = "finalizing"
+        record.finalizing = self._shop.clock()
+        self._name_files()
+        record.outcome = outcome
         await self._save()
+
+    async def _end(self) -> None:
+        """Nobody hears of it before it is on disk: a later server says the same."""
+        record, outcome = self.record, self.record.outcome
+        assert outcome is not None
+        await self._adopt(record.output_file_id, "output")
+        await self._adopt(record.error_file_id, "errors")
+        ended = replace(record, status=outcome, ended=self._shop.clock())
+        await self._patiently(lambda: self._shop.save(ended))
+        record.status, record.ended = ended.status, ended.ended
 
     def _outcome(self) -> Outcome:
         record = self.record
@@ -172,10 +176,6 @@ class Run:
             record.output_file_id = files.new_id()
         if self._results.failures.num_bytes:
             record.error_file_id = files.new_id()
-
-    async def _adopt_all(self) -> None:
-        await self._adopt(self.record.output_file_id, "output")
-        await self._adopt(self.record.error_file_id, "errors")
 
     async def _adopt(self, id: str | None, kind: str) -> None:
         if id is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lmserve.atomic import write_atomic
 from lmserve.errors import (
     EngineDied,
     EngineError,
@@ -19,6 +20,7 @@ from lmserve.errors import (
     TextTooSlow,
 )
 from lmserve.service.batches import run as runs
+from lmserve.service.batches import shop
 from lmserve.service.batches.batches import KEEP_S, MAX_OPEN, BatchAsk
 from lmserve.service.batches.results import Sheet
 from tests.service.batches.clerk import ENDPOINT, Clerk, Echo, serving, until
@@ -69,6 +71,26 @@ async def test_a_later_server_goes_on(tmp_path: Path, echo: Echo) -> None:
     async with serving(tmp_path, echo) as clerk:
         assert clerk.batches.files.list("me") == kept
         assert clerk.batches.list("me") == [ended]
+
+
+@pytest.mark.parametrize("text", ["a line", ""])
+async def test_nobody_hears_of_an_end_that_is_not_on_disk(
+    tmp_path: Path, echo: Echo, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_before = []
+
+    def write(path: Path, data: bytes, mode: int) -> None:
+        """What is told of the batch while it is written to be at its end."""
+        if b'"ended":null' not in data:
+            told_before.append(batch.status)
+        write_atomic(path, data, mode)
+
+    monkeypatch.setattr(shop, "write_atomic", write)
+    async with serving(tmp_path, echo) as clerk:
+        batch = await clerk.begin([text] if text else [])
+        ended = await clerk.ended(batch)
+        assert ended.status == ("completed" if text else "failed")
+    assert told_before == (["finalizing"] if text else ["validating"])
 
 
 @pytest.mark.parametrize("torn", [b"", b"{", b'{"id": "x", "custom_id"', b"\0\0\0\n", b"[]\n"])
