@@ -1,7 +1,7 @@
 """One client's connection: aiohttp's, with the patience that it lacks, and errors as JSON.
 
 opened ─► head ─► body ─► answer ─► idle ─► head ─► …
-          │       │       └ must be read, in each `write_timeout_s` some of it
+          │       │       └ must be read, in each `write_timeout_s` some of it, even once it is over
           │       └ `lmserve.edge.patience`
           └ must be whole within `header_timeout_s` and `MAX_HEAD_BYTES`
 
@@ -37,6 +37,7 @@ class ClientConnection(RequestHandler):
     def __init__(self, connections: Connections, **kwargs: Any):
         super().__init__(connections, **kwargs)
         self._connections = connections
+        self._client: asyncio.Transport | None = None  # aiohttp's is gone before all was sent
         self._head_since: float | None = None  # a head is awaited: this one began then
         self._head_bytes = 0
         self._reading: Pace | None = None  # the client lags
@@ -45,11 +46,13 @@ class ClientConnection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._client = self.transport
         self._head_since = self._loop.time()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.closed(self)
         self._forget_message()
+        self._client = None
         super().connection_lost(exc)
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
@@ -59,12 +62,16 @@ class ClientConnection(RequestHandler):
         super().set_parser(parser, data_received_cb)
 
     def data_received(self, data: bytes) -> None:
+        if self._close or self._force_close:  # it ends: nothing is looked at any more
+            return
         if self._arriving is not None:
             self._message_came(data)
         num_requests = self._request_count
         super().data_received(data)
         if self._request_count != num_requests:
             self._head_since, self._head_bytes = None, 0
+            if not self._paused:
+                self._reading = None  # what was answered before is behind it
             self._connections.busy(self)
             self._end_broken_body()
         elif data and self.awaits_request:
@@ -118,10 +125,6 @@ class ClientConnection(RequestHandler):
             return not self._request_count
         return not self._waiter.done()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._reading = Pace(self._loop.time(), -self.num_unread)
-
     def resume_writing(self) -> None:
         super().resume_writing()
         self._reading = None
@@ -142,14 +145,29 @@ class ClientConnection(RequestHandler):
 
     def look(self, now: float, header_timeout_s: float, write_timeout_s: float) -> None:
         """Ends the connection of a client that takes too long."""
-        reading = self._reading
-        if reading is not None and reading.is_too_slow(now, -self.num_unread, write_timeout_s):
-            self._drop(f"a client that read too little in {write_timeout_s:.0f} s")
-        elif self._arriving is not None:
+        if self._lags:
+            self._look_at_reading(now, write_timeout_s)
+            return
+        self._reading = None
+        if self._arriving is not None:
             self._look_at_message(now, self._arriving.num_bytes)
-        elif reading is None and self._head_since is not None and self.awaits_request:
+        elif self._head_since is not None and self.awaits_request:
             if now - self._head_since >= header_timeout_s:
                 self._end_head(header_timeout_s)
+
+    @property
+    def _lags(self) -> bool:
+        """The client has not read what it should have, and nothing is added to it."""
+        if self._paused:
+            return True
+        client = self._client
+        return bool(self.num_unread and client and (client.is_closing() or self.awaits_request))
+
+    def _look_at_reading(self, now: float, timeout_s: float) -> None:
+        if self._reading is None:
+            self._reading = Pace(now, -self.num_unread)
+        elif self._reading.is_too_slow(now, -self.num_unread, timeout_s):
+            self._drop(f"a client that read too little in {timeout_s:.0f} s")
 
     def _look_at_message(self, now: float, num_bytes: int) -> None:
         timeout_s = self._connections.limits.message_timeout_s
@@ -161,8 +179,8 @@ class ClientConnection(RequestHandler):
     def _drop(self, what: str) -> None:
         logger.warning("dropping %s", what)
         self._forget_message()  # now: what others send in this very turn has room again
-        if self.transport is not None:
-            self.transport.abort()
+        if self._client is not None:
+            self._client.abort()
 
     def _forget_message(self) -> None:
         if self._arriving is not None:
@@ -172,7 +190,7 @@ class ClientConnection(RequestHandler):
     @property
     def num_unread(self) -> int:
         """Bytes that the client has not taken."""
-        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+        return 0 if self._client is None else self._client.get_write_buffer_size()
 
     def _end_head(self, header_timeout_s: float) -> None:
         if not self._head_bytes:  # browsers open connections that they may not need
@@ -190,6 +208,7 @@ class ClientConnection(RequestHandler):
         if transport is None:
             return
         self.close()  # what comes from now on is not looked at
+        self._head_since = None
         transport.write(refusal.as_bytes(error))
         if transport.can_write_eof():
             transport.write_eof()

@@ -30,6 +30,7 @@ GOODBYE_S = 1.0  # a client's, over TLS: its descriptor is held until then
 ACCEPT_PAUSE_S = 0.1  # where accepting fails: no descriptors, no memory
 WARN_EVERY_S = 10.0  # at most, of that
 MAX_LOOK_S = 2.0
+KEEP_ALIVE_S = 75.0  # idle, even with half a head: longer than the balancers in front keep theirs
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class EdgeRunner(web.AppRunner):
             max_line_size=refusal.MAX_LINE_BYTES,
             max_field_size=refusal.MAX_LINE_BYTES,
             max_headers=refusal.MAX_HEADERS,
+            keepalive_timeout=KEEP_ALIVE_S,
             **kwargs,
         )
         self._limits = limits

@@ -13,9 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, WSServerHandshakeError
+from aiohttp import ClientSession, WSServerHandshakeError, web
 from aiohttp.web_protocol import RequestHandler
 
+from lmserve.edge import connections as edge
+from lmserve.edge.connections import Connections, EdgeLimits, EdgeRunner, EdgeSite
+from lmserve.edge.listen import bind, url_of
 from lmserve.server import lifecycle
 from lmserve.server.lifecycle import Server, running_server
 from lmserve.settings import LimitSettings, Settings
@@ -123,6 +126,19 @@ async def test_a_head_without_end(server: Server) -> None:
         assert "head is over" in message
 
 
+async def test_a_head_without_end_is_told_once(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(server.url) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        for number in range(60):  # in pieces, of which more come when it was told
+            client.send(b"X-%d: %b\r\n" % (number, b"x" * 4000))
+            await client.writer.drain()
+            await asyncio.sleep(0)
+        assert (await client.ended()).count(b"HTTP/1.1 431") == 1
+    assert "Traceback" not in caplog.text
+
+
 async def test_connections_over_the_limit_are_told(limited: Any) -> None:
     async with limited(max_connections=2) as server, AsyncExitStack() as stack:
         first, second = [await stack.enter_async_context(opened(server.url)) for _ in range(2)]
@@ -179,13 +195,8 @@ async def test_a_client_that_reads_no_whole_answer(
 ) -> None:
     given = replace(settings, server=replace(settings.server, write_timeout_s=0.2))
     async with running_server(given, fake) as server:
-        own = socket.socket()
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        own.setblocking(False)
-        host, port = server.url.removeprefix("http://").split(":")
-        await asyncio.get_running_loop().sock_connect(own, (host, int(port)))
-        with own:
-            own.send(GET.replace(b"/health", b"/openapi.json") * 30)  # each as long as a book
+        async with reading_nothing(server.url) as client:
+            client.send(GET.replace(b"/health", b"/openapi.json") * 30)  # each as long as a book
             with caplog.at_level(logging.INFO, "lmserve.access"):
                 async with asyncio.timeout(ENOUGH_S):
                     while "read too little" not in caplog.text:  # noqa: ASYNC110
@@ -193,6 +204,68 @@ async def test_a_client_that_reads_no_whole_answer(
                     while "GET /openapi.json gone" not in caplog.text:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
         assert caplog.text.count("GET /openapi.json gone") == 1
+
+
+@asynccontextmanager
+async def reading_nothing(url: str) -> AsyncIterator[socket.socket]:
+    """A client with next to no room for what it is sent."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        host, port = url.removeprefix("http://").split(":")
+        await asyncio.get_running_loop().sock_connect(client, (host, int(port)))
+        yield client
+
+
+@pytest.mark.parametrize("last", [b"", b"Connection: close\r\n", b"X: y"])
+async def test_a_client_that_leaves_a_little_unread(
+    last: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Less than what pauses the next answer. It is idle then, or its connection should be closed,
+    or half of the next head has come."""
+    room = asyncio.get_running_loop().create_future()
+
+    async def page(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        if request.transport.get_write_buffer_size() and not room.done():
+            room.set_result(None)
+        return web.Response(body=b"x" * 20_000)
+
+    app = web.Application()
+    app.router.add_get("/health", page)
+    async with listening(app, EdgeLimits(10, LONG_S, 0.2)) as (url, connections):
+        async with asyncio.timeout(ENOUGH_S), reading_nothing(url) as client:
+            loop = asyncio.get_running_loop()
+            while not room.done():
+                await loop.sock_sendall(client, GET)
+                await asyncio.sleep(0.001)
+            await loop.sock_sendall(client, GET[:-2] + last + (b"" if last == b"X: y" else b"\r\n"))
+            while connections.open:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert caplog.text.count("read too little") == 1
+
+
+async def test_half_a_head_behind_a_whole_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge, "KEEP_ALIVE_S", 0.2)
+    async with listening(web.Application(), EdgeLimits(10, LONG_S, LONG_S)) as (url, _):
+        async with opened(url) as client:
+            client.send(GET + GET[:10])
+            assert b"404" in await client.ended()
+
+
+@asynccontextmanager
+async def listening(
+    app: web.Application, limits: EdgeLimits
+) -> AsyncIterator[tuple[str, Connections]]:
+    runner = EdgeRunner(app, limits)
+    await runner.setup()
+    listener = bind("127.0.0.1", 0)
+    await EdgeSite(runner, listener, backlog=100).start()
+    assert isinstance(runner.server, Connections)
+    try:
+        yield url_of(listener), runner.server
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager
