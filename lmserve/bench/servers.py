@@ -86,11 +86,13 @@ async def running(
 
 def _start(server: Server, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], str]:
     """With its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        command = server.command.replace("{port}", str(probe.getsockname()[1]))
-    found = PORT.search(command)
-    port = found[1] if found else ""
+    if named := None if "{port}" in server.command else PORT.search(server.command):
+        port = named[1]
+    else:  # wherever the command has it, in a flag or not
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+    command = server.command.replace("{port}", port)
     words, environment = shlex.split(command), dict(os.environ)
     while words and VARIABLE.match(words[0]):
         name, _, value = words.pop(0).partition("=")

@@ -50,8 +50,8 @@ def ends(pid: int) -> bool:
 
 async def test_servers_take_turns_and_the_order_is_turned(tmp_path: Path):
     ours = (
-        f"LMSERVE_LOG_LEVEL=warning {sys.executable} -m lmserve serve api_server --engine mock "
-        f"--server-port {{port}} --data-dir {tmp_path}"
+        "LMSERVE_LOG_LEVEL=warning LMSERVE_SERVER_PORT={port} "  # no flag names the port
+        f"{sys.executable} -m lmserve serve api_server --engine mock --data-dir {tmp_path}"
     )
     async with faking() as fake:
         servers = [Server.parse(f"ours={ours}"), Server.parse(f"fake={fake.url}/v1")]
