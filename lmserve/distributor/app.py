@@ -20,6 +20,7 @@ from aiohttp import (
     web,
 )
 
+from lmserve.allocator import give_memory_back
 from lmserve.distributor.auth import ADMINISTERED, keys_required, mark
 from lmserve.distributor.control import routes
 from lmserve.distributor.dialects import ERROR_BODIES
@@ -35,7 +36,6 @@ from lmserve.distributor.socket.sockets import Sockets
 from lmserve.distributor.wish import RESPONSES
 from lmserve.edge import middlewares
 from lmserve.edge.access_log import log_ended
-from lmserve.edge.allocator import give_memory_back
 from lmserve.edge.connections import EdgeLimits, EdgeRunner, EdgeSite
 from lmserve.edge.hosts import Hosts
 from lmserve.edge.keyring import KEYRING, Keyring, reloads_of

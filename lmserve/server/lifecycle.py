@@ -24,9 +24,9 @@ from urllib.parse import urlsplit
 import uvloop
 from aiohttp import web
 
+from lmserve.allocator import give_memory_back
 from lmserve.bridge.handle import EngineHandle
 from lmserve.bridge.select import make_handle
-from lmserve.edge.allocator import give_memory_back
 from lmserve.edge.connections import EdgeLimits, EdgeRunner, EdgeSite
 from lmserve.edge.listen import WILDCARDS, bind, url_of, wire_logger
 from lmserve.edge.notify import notify, tell_alive

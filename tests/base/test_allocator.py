@@ -10,7 +10,7 @@ import pytest
 
 PEAK = """
 import re, sys
-from lmserve.edge.allocator import give_memory_back
+from lmserve.allocator import give_memory_back
 
 def resident_kib():
     with open("/proc/self/status") as file:
