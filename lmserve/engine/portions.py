@@ -26,7 +26,7 @@ class Portions:
         self.favoured: Sequence | None = None  # in the step that is planned
         self._most = 0  # tokens of each of those that had more
         self._taken: Counter[Share] = Counter()
-        self._left_out: Counter[int] = Counter()  # of how many steps a decode was, by rid
+        self._left_out: Counter[int] = Counter()  # of how many steps in a row a decode was, by rid
 
     def begin_step(self, prompts: Callable[[], Iterable[Sequence]], max_step_tokens: int) -> None:
         """`prompts`: those that may get a part of it; the first of them is favoured, or none."""
@@ -38,8 +38,6 @@ class Portions:
         if first is not None:
             self._most = -(-max_step_tokens // PORTION)
             self._taken.clear()
-        elif self.favoured is not None:
-            self._left_out.clear()
         self.favoured = first
 
     def room(self, seq: Sequence, budget: int) -> int:
@@ -55,15 +53,15 @@ class Portions:
     def take_turns(self, decodes: list[Sequence]) -> Iterator[Sequence]:
         """Those that have their turn, one by one: each is to be asked for or planned before the
         next."""
+        before, self._left_out = self._left_out, Counter()  # nobody's who is gone
         if self.favoured is None:
             yield from decodes
             return
-        for seq in sorted(decodes, key=lambda seq: -self._left_out[seq.rid]):
+        for seq in sorted(decodes, key=lambda seq: -before[seq.rid]):
             if self.room(seq, 1):
-                del self._left_out[seq.rid]
                 yield seq
             else:
-                self._left_out[seq.rid] += 1
+                self._left_out[seq.rid] = before[seq.rid] + 1
 
     def _is_limited(self, seq: Sequence) -> bool:
         first = self.favoured

@@ -120,6 +120,21 @@ def test_decodes_put_off_take_turns() -> None:
     assert all(sum(seq.rid in rids for rids in served) >= 1 for seq in others)
 
 
+def test_of_who_is_gone_no_turn_is_remembered() -> None:
+    fleet = Fleet(budget=64)
+    others = [fleet.ask(MANY, 4) for _ in range(60)]
+    for _ in range(10):
+        fleet.step()
+    fleet.ask(ONE, 1000)
+    fleet.step()
+    for seq in others[1:]:  # aborted, most of them just left out
+        fleet.scheduler.finish(seq)
+    fleet.step()
+    portions = fleet.scheduler.portions
+    assert portions.favoured is not None
+    assert set(portions._left_out) <= {others[0].rid}
+
+
 def test_a_short_prompt_makes_a_short_step() -> None:
     fleet = Fleet(budget=64)
     for _ in range(20):
