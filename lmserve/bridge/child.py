@@ -22,9 +22,11 @@ from pathlib import Path
 
 import lmserve
 from lmserve import logs
+from lmserve.allocator import share_arenas
 from lmserve.bridge.channel import EngineChannel, ServerGone
 from lmserve.bridge.host import Boot, preload, run
 from lmserve.bridge.remote import RemoteEngine
+from lmserve.bridge.supervision import POLL_S
 from lmserve.messages import EngineInfo
 
 EXIT_GRACE_S = 2.0  # from the end of the channel to the end of the process
@@ -50,7 +52,7 @@ class ChildEngine(RemoteEngine):
         assert process is not None
         if at_once:
             process.kill()
-        code = await asyncio.to_thread(_wait_or_kill, process)
+        code = await _end_of(process)
         if at_once:
             return "it did not answer and was killed"
         if code == -signal.SIGKILL:
@@ -86,7 +88,7 @@ class ChildEngine(RemoteEngine):
         if (child := await self._take_standby()) is not None:
             child.sock.close()
             child.process.kill()
-            await asyncio.to_thread(child.process.wait)
+            await _end_of(child.process)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +127,16 @@ def _popen(sock: socket.socket, standby: str | None) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait_or_kill(process: subprocess.Popen[bytes]) -> int:
-    try:
-        return process.wait(EXIT_GRACE_S + 1.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.wait()
+async def _end_of(process: subprocess.Popen[bytes]) -> int:
+    """Its exit code; killed where it takes long. Polled, as `Popen.wait` does it in a thread:
+    an engine may die of a system that has none to give."""
+    loop = asyncio.get_running_loop()
+    kill_at = loop.time() + EXIT_GRACE_S + 1.0
+    while (code := process.poll()) is None:
+        if loop.time() >= kill_at:
+            process.kill()
+        await asyncio.sleep(POLL_S)
+    return code
 
 
 # --- in the child ---
@@ -143,7 +149,9 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--standby", metavar="CORE")
     args = parser.parse_args()
+    share_arenas()
     sock = socket.socket(fileno=args.fd)
+    sock.set_inheritable(False)  # what an engine starts may outlive it: the channel must not
     channel = EngineChannel(sock)
     ended = threading.Event()
     threading.Thread(

@@ -7,12 +7,15 @@ answer's own length. Exactly one terminal delivery is ever made.
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
 from collections.abc import Callable
 
 import msgspec
 
 from lmserve.messages import SequenceOutput, TokenLogprob, unpack_ids
+
+logger = logging.getLogger(__name__)
 
 _unpack_one = struct.Struct("<i").unpack
 
@@ -82,13 +85,21 @@ class Mailbox:
             self._terminal = output
         if self.on_begun is not None and (output.queue_s is not None or self.finished):
             on_begun, self.on_begun = self.on_begun, None
-            on_begun(output.queue_s is not None)
+            self._call(on_begun, output.queue_s is not None)
         if self.listener is not None:
-            self.listener()
+            self._call(self.listener)
             return
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def _call(self, told: Callable[..., None], *args: bool) -> None:
+        """Where that fails, no other request may pay for it: what the engine says to all of them
+        comes in one loop."""
+        try:
+            told(*args)
+        except Exception:
+            logger.exception("the reader of the engine's request %d failed", self.rid)
 
     @property
     def waiting(self) -> bool:

@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 PULSE_ID = 0  # the control id of the pulse: nobody awaits its replies
 CLOSE_GRACE_S = 5.0  # told to stop, an engine gets this long
+POLL_S = 0.01  # to see whether one has ended
 
 
 class SupervisedEngine(EngineHandle):
@@ -75,7 +76,8 @@ class SupervisedEngine(EngineHandle):
 
     @abstractmethod
     async def _launch(self) -> socket.socket:
-        """Starts an engine and returns the server's end of its channel. May raise OSError."""
+        """Starts an engine and returns the server's end of its channel. Where the system has no
+        process, socket or thread for it: OSError or RuntimeError."""
 
     @abstractmethod
     async def _bury(self, *, at_once: bool) -> str:
@@ -107,24 +109,25 @@ class SupervisedEngine(EngineHandle):
         self._pulse.stop()
         self._stopping.set()
         if self._supervisor is not None:
-            await asyncio.shield(self._supervisor)  # a cancelled close still leaves no process
+            await asyncio.wait((self._supervisor,))  # a cancelled close still leaves no process
 
     async def _supervise(
         self, stopping: asyncio.Event, predecessor: asyncio.Task[None] | None
     ) -> None:
         """One engine after the other, until stopped or given up."""
-        if predecessor is not None:
-            await predecessor
         try:
+            if predecessor is not None:
+                await asyncio.wait((predecessor,))  # in whatever way it ends
             while not stopping.is_set():
                 how = await self._live(stopping)
                 if stopping.is_set() or not await self._recover(how, stopping):
                     return
         except Exception:
             logger.exception("the supervisor of the engine failed")
-            self._lose_patience()
-            self._end_all("error", "the engine cannot be supervised")
-            self._set_state("failed", "the engine's supervisor failed; see the log")
+            if not stopping.is_set():  # else there may be a successor, and what is open is its
+                self._lose_patience()
+                self._end_all("error", "the engine cannot be supervised")
+                self._set_state("failed", "the engine's supervisor failed; see the log")
         finally:
             await self._no_more()
 
@@ -142,6 +145,8 @@ class SupervisedEngine(EngineHandle):
             sock = await self._launch()
         except OSError as error:
             return f"it cannot be started: {error.strerror or error}"
+        except RuntimeError as error:  # no thread
+            return f"it cannot be started: {error}"
         channel = await ServerChannel.connect(sock, on_messages, boot)
         self._channel = channel
         stopped = asyncio.create_task(stopping.wait())

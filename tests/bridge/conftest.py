@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +19,7 @@ from lmserve.sampling import SamplingParams
 from lmserve.settings import EngineSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from lmserve.bridge.handle import EngineHandle
     from lmserve.bridge.mailbox import Delivery, Mailbox
@@ -28,6 +32,17 @@ CORE = "scripted_core:ScriptedCore"
 def _core_is_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))  # for the thread
     monkeypatch.setenv("PYTHONPATH", str(HERE))  # for the child
+
+
+@contextlib.contextmanager
+def no_new_threads() -> Iterator[None]:
+    """The system has none to give: no memory for a stack of this size. None is idle either."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+    before = threading.stack_size(2**50)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
 
 
 class Bench:

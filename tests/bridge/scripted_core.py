@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import subprocess
 import threading
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,9 @@ WAITS = 993  # … says nothing
 class ScriptedCore:
     """The k-th token of an answer is (first prompt id + k) modulo the vocabulary.
 
-    `settings.model` says how loading goes: "missing", "broken", "killed", or well; a path that
-    exists is removed at the first load, and its absence is a failure to load.
+    `settings.model` says how loading goes: "missing", "broken", "killed", or well; "starts" tells
+    as its device the process id of a program that it started; a path that exists is removed at
+    the first load, and its absence is a failure to load.
     """
 
     def __init__(self, settings: EngineSettings):
@@ -68,6 +70,7 @@ class ScriptedCore:
 
     def load(self, progress: Callable[[str], None]) -> EngineInfo:
         progress("reading the model")
+        device = "none"
         match self._settings.model:
             case "missing":
                 raise ModelError("model 'missing' is not there: name one that is")
@@ -77,6 +80,8 @@ class ScriptedCore:
                 os.kill(os.getpid(), signal.SIGKILL)
             case "waits":
                 signal.pause()
+            case "starts":  # a program that keeps what it inherits
+                device = str(subprocess.Popen(["sleep", "600"], close_fds=False).pid)
             case str(path) if path.startswith("/"):
                 try:
                     os.unlink(path)
@@ -95,7 +100,7 @@ class ScriptedCore:
             kv_cache_bytes=0,
             max_batch_size=self._settings.max_batch_size or 64,
             dtype="none",
-            device="none",
+            device=device,
             attention="none",
             weights=os.environ.get("GOMP_SPINCOUNT", ""),
             deterministic=True,

@@ -65,6 +65,33 @@ async def test_a_crash_in_a_step_is_a_death(
     assert caplog.text.count(how) == 2
 
 
+async def test_a_death_is_told_to_each_though_a_reader_fails(child: Bench) -> None:
+    def fail() -> None:
+        raise ValueError("a bug of this reader")
+
+    mailboxes = [child.ask(i, max_tokens=child.FOREVER) for i in range(3)]
+    await asyncio.gather(*(mailbox.get() for mailbox in mailboxes))
+    mailboxes[0].listener = fail
+    os.kill(child.pid, signal.SIGKILL)
+    for mailbox in mailboxes[1:]:
+        assert (await child.read(mailbox))[1].died
+    assert mailboxes[0].take().died
+    await child.engine.wait_ready()
+
+
+async def test_what_an_engine_started_does_not_hide_its_death(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench("child", model="starts", restart=False)
+    await bench.engine.start()
+    started = int((await bench.engine.wait_ready()).device)
+    try:
+        os.kill(bench.pid, signal.SIGKILL)
+        await bench.until("failed")
+    finally:
+        os.kill(started, signal.SIGKILL)
+
+
 async def test_control_does_not_outlive_the_engine(child: Bench) -> None:
     os.kill(child.pid, signal.SIGSTOP)
     asking = asyncio.create_task(child.engine.control("ping", timeout_s=50))

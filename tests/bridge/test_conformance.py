@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -303,6 +304,34 @@ async def test_a_listener_may_abort_in_its_last_step(bench: Bench) -> None:
     ending.listener = lambda: bench.engine.abort(ending) if ending.finished else None
     assert len((await bench.read(neighbour))[0]) == 30
     assert ending.take().finish == "length"
+
+
+async def test_a_reader_that_fails_harms_no_neighbour(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: bool) -> None:
+        raise ValueError("a bug of this reader")
+
+    failing, neighbour = bench.ask(1, max_tokens=2), bench.ask(2, max_tokens=30)
+    failing.listener = failing.on_begun = fail
+    info = bench.engine.info
+    with caplog.at_level(logging.ERROR):
+        assert len((await bench.read(neighbour))[0]) == 30
+    assert caplog.text.count("a bug of this reader") >= 3  # it begins, and two tokens
+    assert failing.take().finish == "length"
+    assert bench.engine.info is info
+    assert bench.engine.health().ok
+
+
+async def test_close_ends_each_mailbox_though_a_reader_fails(bench: Bench) -> None:
+    def fail() -> None:
+        raise ValueError("a bug of this reader")
+
+    mailboxes = [bench.ask_and_wait() for _ in range(3)]
+    for mailbox in mailboxes:
+        mailbox.listener = fail
+    await bench.engine.close()
+    assert [mailbox.take().finish for mailbox in mailboxes] == ["abort"] * 3
 
 
 async def test_each_step_is_told_before_its_outputs(bench: Bench) -> None:

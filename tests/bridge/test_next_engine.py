@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -13,8 +14,10 @@ import pytest
 
 from lmserve.bench.processes import engine_of
 from lmserve.bridge.child import ChildEngine
+from lmserve.bridge.remote import RemoteEngine
 from lmserve.errors import EngineUnavailable
 from lmserve.sampling import SamplingParams
+from tests.bridge.conftest import no_new_threads
 from tests.bridge.test_child import gone
 
 if TYPE_CHECKING:
@@ -115,6 +118,67 @@ async def test_what_waits_is_told_when_no_engine_comes(
     assert bench.engine.info is None
 
 
+@pytest.mark.parametrize("kind", ["child", "thread"])
+async def test_where_there_is_no_thread_it_is_tried_again(
+    make_bench: Callable[..., Bench], kind: str
+) -> None:
+    bench = make_bench(kind, standby=False)
+    await bench.engine.start()
+    await bench.engine.wait_ready()
+    engine = bench.engine
+    assert isinstance(engine, RemoteEngine)
+    with no_new_threads():
+        assert engine._channel is not None
+        engine._channel.close()
+        while "cannot be started: can't start new thread" not in engine.health().reason:
+            await engine.changed()
+        assert engine.health().state == "restarting"
+        mailbox = bench.ask(5, max_tokens=3)
+    assert (await bench.read(mailbox))[0] == [5, 6, 7]
+
+
+async def test_a_supervisor_that_ended_badly_has_a_successor(
+    child: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmserve.bridge.restarts.Restarts.FIRST_PAUSE_S", 1000.0)
+    os.kill(child.pid, signal.SIGKILL)
+    while "killed by SIGKILL" not in child.engine.health().reason:
+        await child.engine.changed()
+    assert isinstance(child.engine, ChildEngine)
+    supervisor = child.engine._supervisor
+    assert supervisor is not None
+    supervisor.cancel()
+    await asyncio.wait([supervisor])
+    await child.engine.sleep()
+    await child.engine.wake()
+    assert (await child.read(child.ask(5, max_tokens=3)))[0] == [5, 6, 7]
+
+
+async def test_a_supervisor_that_is_wanted_no_more_fails_alone(
+    child: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, goes_on = child.engine, asyncio.Event()
+    assert isinstance(engine, ChildEngine)
+    bury = engine._bury
+
+    async def fail(*, at_once: bool) -> str:
+        await bury(at_once=at_once)
+        await goes_on.wait()
+        raise ValueError("a bug of the supervision")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
+        patched.setattr(engine, "_bury", fail)
+        sleeping = asyncio.create_task(engine.sleep())
+        await child.until("sleeping")
+        waking = asyncio.create_task(engine.wake())
+        await child.until("loading")
+        goes_on.set()
+        await sleeping
+    await waking
+    assert "a bug of the supervision" in caplog.text
+    assert (await child.read(child.ask(5, max_tokens=3)))[0] == [5, 6, 7]
+
+
 async def standing_by(bench: Bench) -> int:
     """The process that waits to be the next engine."""
     assert isinstance(bench.engine, ChildEngine)
@@ -153,6 +217,15 @@ async def test_where_the_one_that_stands_by_is_gone_another_is_started(prepared:
     await prepared.until("restarting")
     info = await prepared.engine.wait_ready()
     assert (info.pid != next_pid, info.architecture) == (True, "scripted")
+
+
+async def test_it_can_be_put_to_sleep_where_there_is_no_thread(prepared: Bench) -> None:
+    pids = prepared.pid, await standing_by(prepared)
+    with no_new_threads():
+        await prepared.engine.sleep()
+        assert all(gone(pid) for pid in pids)
+    await prepared.engine.wake()
+    assert (await prepared.read(prepared.ask(5, max_tokens=3)))[0] == [5, 6, 7]
 
 
 @pytest.mark.slow
