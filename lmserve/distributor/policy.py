@@ -65,8 +65,8 @@ def rendezvous(key: str, nodes: Sequence[Node]) -> Node:
     its share of keys by speed; one that goes gives away its own keys and no others."""
 
     def score(url: str, weight: float) -> float:
-        digest = blake2b(f"{key}\n{url}".encode(), digest_size=8).digest()
-        return -weight / log((int.from_bytes(digest) + 1) / (2**64 + 2))
+        digest = blake2b(f"{key}\n{url}".encode("utf-8", "surrogatepass"), digest_size=6).digest()
+        return -weight / log((int.from_bytes(digest) + 1) / (2**48 + 1))  # never of 0 or 1
 
     scored = zip(nodes, speeds(nodes), strict=True)
     return max(scored, key=lambda each: (score(each[0].url, each[1]), each[0].url))[0]

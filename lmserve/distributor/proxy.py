@@ -165,7 +165,8 @@ class Proxy:
                         else:
                             answer = Answer(request, upstream, self._settings.write_timeout_s)
                         copied = await answer.copy()
-                        if upstream.status < 400:  # a node that fails fast is not a fast one
+                        # one that fails fast is not a fast one, nor one whose client leaves early
+                        if upstream.status < 400 and answer.is_whole:
                             node.latency.append(time.monotonic() - began)
                             self.dispatch.ended(wish)
                         return copied

@@ -37,6 +37,7 @@ class Answer:
         )
         self._protocol = request.protocol
         self._chunked = False  # known once begun
+        self.is_whole = False  # and the client has it, as far as is known here
         self._last = b""
 
     async def copy(self) -> web.StreamResponse:
@@ -56,6 +57,7 @@ class Answer:
         except (ClientError, OSError) as error:
             raise NodeBroke(str(error) or type(error).__name__) from None
         await self.response.write_eof()
+        self.is_whole = True
         return self.response
 
     async def break_off(self, error: NodeLost) -> web.StreamResponse:

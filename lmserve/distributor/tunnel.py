@@ -53,6 +53,8 @@ class _Pipe:
 class Tunnel:
     """The connection, from when the node said 101 until either side ends it."""
 
+    is_whole = True  # whoever ends it
+
     def __init__(self, request: web.Request, source: ClientResponse):
         self._request = request
         self._source = source

@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
-from urllib.parse import unquote
 
 import msgspec
 from msgspec import Raw, Struct, field
@@ -73,9 +72,10 @@ def wish_of(
     method: str = "POST",
     request_key: str | None = None,
 ) -> Wish:
-    """`model`: the one in the query, if any. `request_key`: the client's name of this request."""
+    """`path` is decoded. `model`: the one in the query, if any. `request_key`: the client's name of
+    this request."""
     if path.startswith("/v1/models/"):
-        return Wish(model=unquote(path.removeprefix("/v1/models/")))
+        return Wish(model=path.removeprefix("/v1/models/"))
     try:
         found = msgspec.json.decode(body, type=Body) if body else Body()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -136,7 +136,7 @@ def minted(id: Any, api_key: str) -> Wish | None:
 def session_key(api_key: str, session_id: object) -> str:
     """Ties every request with this key to one node. Whatever else is kept by a node joins here.
     Ids belong to the caller's API key: two keys may use the same."""
-    return f"{_owner(api_key)}/{session_id}"
+    return f"{_digest(api_key)}/{session_id}"
 
 
 def new_session(model: str | None, api_key: str, body: Body) -> Wish:
@@ -179,12 +179,13 @@ class _Conversation(Struct):
     id: str = ""
 
 
-def _owner(api_key: str) -> str:
-    return blake2b(api_key.encode("utf-8", "replace"), digest_size=16).hexdigest()
+def _digest(text: str) -> str:
+    """Of what a client may make long, and of what is no text at all."""
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _again(api_key: str, request_key: str | None) -> str | None:
-    return None if request_key is None else f"{_owner(api_key)}/{request_key}"
+    return None if request_key is None else f"{_digest(api_key)}/{_digest(request_key)}"
 
 
 def _prefixes(model: str | None, body: Body) -> tuple[bytes, ...]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from typing import Any
 
 import pytest
 from aiohttp import WSServerHandshakeError
 
-from tests.distributor.nodes import MakeNode, MakeProxy
+from tests.distributor.nodes import MakeBare, MakeNode, MakeProxy, whole
 from tests.server.bare import FRAMES, GET, opened
 
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
@@ -47,3 +49,24 @@ async def test_as_many_websockets_as_may_be(make_node: MakeNode, make_proxy: Mak
         with pytest.raises(WSServerHandshakeError) as caught:
             await proxy.session.ws_connect("/v1/responses")
         assert caught.value.status == 503
+
+
+async def test_a_client_that_reads_nothing_had_no_answer(
+    make_bare: MakeBare, make_proxy: MakeProxy
+) -> None:
+    """What it took says nothing of the node."""
+    node = await make_bare(whole(b"x" * 20_000_000))
+    proxy = await make_proxy(node.url, write_timeout_s=0.2)
+    known = proxy.node(node.url)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", int(proxy.url.rsplit(":", 1)[1])))
+        await loop.sock_sendall(client, b"GET /any HTTP/1.1\r\nHost: x\r\n\r\n")
+        await proxy.until(lambda: any(b"/any" in head for head in node.heads))
+        await proxy.until(lambda: not known.unfinished)
+    assert not known.latency
+    async with proxy.get("/any") as response:
+        assert len(await response.read()) == 20_000_000
+    await proxy.until(lambda: len(known.latency) == 1)

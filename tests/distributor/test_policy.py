@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmserve.distributor import policy
 from lmserve.distributor.dispatch import Dispatch, Recent
 from lmserve.distributor.errors import NodeUnavailable, SessionAway
 from lmserve.distributor.nodes import Node, Nodes, node_url
@@ -49,6 +50,25 @@ clusters = st.lists(loads, min_size=1, max_size=6).map(
 @given(clusters, st.sampled_from(sorted(STRATEGIES)))
 def test_a_strategy_picks_one_of_its_nodes(nodes: list[Node], name: str) -> None:
     assert STRATEGIES[name](nodes) in nodes
+
+
+@pytest.mark.parametrize("byte", [b"\0", b"\xff"])
+def test_no_key_is_at_an_end_of_the_scale(byte: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Extreme:
+        def __init__(self, data: bytes, digest_size: int):
+            self._digest = byte * digest_size
+
+        def digest(self) -> bytes:
+            return self._digest
+
+    monkeypatch.setattr(policy, "blake2b", Extreme)
+    nodes = [a_node(number) for number in range(2)]
+    assert rendezvous("key", nodes) in nodes
+
+
+def test_a_key_may_be_anything() -> None:
+    nodes = [a_node(number) for number in range(2)]
+    assert rendezvous("\udcff", nodes) in nodes
 
 
 @given(clusters)

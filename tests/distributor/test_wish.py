@@ -27,8 +27,19 @@ def test_the_model() -> None:
     assert wish({"model": "m"}).model == "m"
     assert wish({"model": None}).model is None
     assert wish({"model": 7}).model is None  # the node refuses it
-    assert wish_of("/v1/models/a%2Fb", None, "", b"").model == "a/b"
+    assert wish_of("/v1/models/a/b%2F", None, "", b"").model == "a/b%2F"  # decoded before
     assert wish_of("/v1/realtime", "m", "", b"").model == "m"
+
+
+@pytest.mark.parametrize("name", ["\udcff", "\ud800", "x" * 60_000])
+def test_a_request_s_name_may_be_anything_and_is_kept_short(name: str) -> None:
+    """As aiohttp gives a header that is no UTF-8."""
+    first, second = (
+        wish_of("/v1/completions", None, key, b"{}", request_key=name).again for key in ("a", "b")
+    )
+    assert first and second and first != second
+    assert len(first) < 100
+    assert session_key(name, 1).endswith("/1")
 
 
 @given(st.binary(max_size=60))
