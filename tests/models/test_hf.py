@@ -77,12 +77,6 @@ def test_greedy_equals_transformers(family, kernels, tmp_path):
             "BloomForCausalLM.*not supported|cannot load BloomForCausalLM",
         ),
         (
-            lambda: transformers.GPTJConfig(
-                vocab_size=97, n_embd=32, n_layer=2, n_head=4, rotary_dim=4
-            ),
-            "GPTJForCausalLM is not supported: its attention cannot be replaced",
-        ),
-        (
             lambda: transformers.CohereConfig(
                 **LLAMA,
                 rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
@@ -103,6 +97,31 @@ def test_a_model_without_replaceable_attention_is_refused(config, message, tmp_p
     with pytest.raises(ModelError, match=message) as caught:
         HfModel(str(tmp_path), type(module).__name__, FLOAT32)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: transformers.GPTJConfig(
+            vocab_size=97, n_embd=32, n_layer=2, n_head=4, rotary_dim=4
+        ),
+        lambda: transformers.FalconConfig(
+            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+        ),
+    ],
+)
+def test_a_model_with_an_attention_of_its_own_is_refused_or_right(config, tmp_path):
+    """Releases of transformers make one after the other replaceable."""
+    module = transformers.AutoModelForCausalLM.from_config(config()).eval()
+    module.save_pretrained(tmp_path)
+    try:
+        model = HfModel(str(tmp_path), type(module).__name__, FLOAT32)
+    except ModelError as error:
+        assert "is not supported: its attention cannot be replaced" in error.message
+        return
+    prompts = prompts_of(97, [1, 9, 30])
+    expected = [golden(module, prompt, 12) for prompt in prompts]
+    assert greedy(runner_of(model, FLOAT32), prompts, 12) == expected
 
 
 def test_deterministic_is_refused(tmp_path):
