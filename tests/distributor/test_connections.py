@@ -67,6 +67,7 @@ async def test_a_client_that_reads_nothing_had_no_answer(
         await proxy.until(lambda: any(b"/any" in head for head in node.heads))
         await proxy.until(lambda: not known.unfinished)
     assert not known.latency
+    node.answer = whole(b"{}")  # short: nobody has to be in time for it
     async with proxy.get("/any") as response:
-        assert len(await response.read()) == 20_000_000
+        assert await response.read() == b"{}"
     await proxy.until(lambda: len(known.latency) == 1)
